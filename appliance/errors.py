@@ -1,0 +1,83 @@
+"""The one error tree: what went wrong, in words that an operator can act on.
+
+Knows nothing of HTTP; `appliance.api.errors` alone gives each kind its status.
+
+    ApplianceError
+    ├─ InvalidInput        the caller sent something that cannot be accepted
+    ├─ TooLarge            the caller sent more bytes than is allowed
+    ├─ SlowClient          the caller stopped sending in the middle of a request
+    ├─ NotAuthenticated    no key, or a key that is not known
+    ├─ NotPermitted        a known key that may not do this
+    ├─ NotFound            no such file, job, model or key
+    ├─ WrongState          the thing exists, but not in a state that allows this
+    ├─ Busy                try again later
+    ├─ ConfigurationError  the operator's settings or profile are wrong
+    ├─ ChildFailed         a child process ended badly or stopped making progress
+    └─ CorruptState        what is on disk is not what was written
+"""
+
+from __future__ import annotations
+
+
+class ApplianceError(Exception):
+    """Root of the tree.
+
+    `code` is stable and meant for programs; `message` says what was expected and what was found;
+    `param` names the offending field of a request; `next_step` says what to do about it.
+    """
+
+    def __init__(
+        self, code: str, message: str, *, param: str | None = None, next_step: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.param = param
+        self.next_step = next_step
+
+    def __str__(self) -> str:
+        return f"{self.message}; {self.next_step}" if self.next_step else self.message
+
+
+class InvalidInput(ApplianceError):
+    """The caller sent something that cannot be accepted."""
+
+
+class TooLarge(ApplianceError):
+    """The caller sent more bytes than is allowed."""
+
+
+class SlowClient(ApplianceError):
+    """The caller stopped sending in the middle of a request."""
+
+
+class NotAuthenticated(ApplianceError):
+    """No key, or a key that is not known."""
+
+
+class NotPermitted(ApplianceError):
+    """A known key that may not do this."""
+
+
+class NotFound(ApplianceError):
+    """No such file, job, model or key."""
+
+
+class WrongState(ApplianceError):
+    """The thing exists, but not in a state that allows this."""
+
+
+class Busy(ApplianceError):
+    """Try again later."""
+
+
+class ConfigurationError(ApplianceError):
+    """The operator's settings or profile are wrong."""
+
+
+class ChildFailed(ApplianceError):
+    """A child process ended badly or stopped making progress."""
+
+
+class CorruptState(ApplianceError):
+    """What is on disk is not what was written."""

@@ -1,0 +1,79 @@
+"""The one place that renders a chat template: trainer, engine and datasets all call it.
+
+Templates come from model files, that is from outside: they run in Jinja's immutable sandbox and see
+nothing but the messages. Only the model's own template is ever rendered, never one from a request.
+
+Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from appliance.errors import InvalidInput
+
+TEMPLATE_LIMIT_BYTES = 256 * 1024
+
+
+class ChatTemplate:
+    """A compiled chat template with the special tokens that it may name."""
+
+    def __init__(self, source: str, *, bos_token: str = "", eos_token: str = "") -> None:
+        if len(source.encode()) > TEMPLATE_LIMIT_BYTES:
+            raise InvalidInput(
+                "template_too_large",
+                f"a chat template may have {TEMPLATE_LIMIT_BYTES} bytes; this one has more",
+            )
+        # The two settings and the globals are what Hugging Face's own renderer provides
+        # (transformers/utils/chat_template_utils.py), so that the same source gives the same text.
+        environment = ImmutableSandboxedEnvironment(
+            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        )
+        environment.globals["raise_exception"] = _raise_exception
+        environment.globals["strftime_now"] = _strftime_now
+        environment.filters["tojson"] = _to_json
+        self._special = {"bos_token": bos_token, "eos_token": eos_token}
+        try:
+            self._template = environment.from_string(source)
+        except (jinja2.TemplateError, RecursionError) as exc:
+            raise InvalidInput(
+                "invalid_template", f"the model's chat template should compile, but: {exc}"
+            ) from exc
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+        """The text of a conversation, with the opening of the next answer if asked for."""
+        try:
+            return self._template.render(
+                messages=messages,
+                add_generation_prompt=add_generation_prompt,
+                # Absent, but defined: templates ask whether they are none.
+                tools=None,
+                documents=None,
+                **self._special,
+            )
+        except Exception as exc:
+            # The template is foreign code: whatever it raises says that it does not take these messages.
+            raise InvalidInput(
+                "template_refused",
+                f"the model's chat template should accept these messages, but: {exc}",
+                param="messages",
+            ) from exc
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return datetime.now().strftime(pattern)
+
+
+def _to_json(value: object, **options: Any) -> str:
+    options.setdefault("ensure_ascii", False)
+    return json.dumps(value, **options)

@@ -1,0 +1,284 @@
+"""The frozen structs that cross package borders; no behaviour, no I/O.
+
+Times are Unix seconds, sizes are bytes, and unit suffixes say so. The wire format of the HTTP API is not
+here: `appliance.api` translates.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Any, Literal
+
+import msgspec
+
+
+class Quantization(enum.StrEnum):
+    """llama.cpp's own names of the file types that a release can be written in."""
+
+    Q4_K_M = "Q4_K_M"
+    Q8_0 = "Q8_0"
+
+
+class JobStatus(enum.StrEnum):
+    """OpenAI's statuses of a fine-tuning job."""
+
+    VALIDATING_FILES = "validating_files"
+    QUEUED = "queued"
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+# --- what users own ---
+
+
+class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
+    """An uploaded file; its bytes lie in the blob store under `sha256`."""
+
+    id: str
+    created_at: int
+    filename: str
+    purpose: str
+    bytes: int
+    sha256: str
+    rows: int | None = None
+
+
+class JobError(msgspec.Struct, frozen=True, kw_only=True):
+    """Why a job failed."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True):
+    """A fine-tuning job. `plan` is everything decided at creation; the rest is its course."""
+
+    id: str
+    created_at: int
+    model: str
+    training_file: str
+    validation_file: str | None
+    seed: int
+    suffix: str | None
+    metadata: dict[str, str]
+    method: dict[str, Any]
+    appliance: dict[str, Any]
+    plan: Plan
+    status: JobStatus
+    finished_at: int | None = None
+    estimated_finish: int | None = None
+    fine_tuned_model: str | None = None
+    trained_tokens: int | None = None
+    error: JobError | None = None
+
+
+class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a job's history. `key` makes a repeated report of the same thing a no-op."""
+
+    id: str
+    job_id: str
+    created_at: int
+    key: str
+    level: Literal["info", "warn", "error"]
+    message: str
+    data: dict[str, Any] | None = None
+
+
+class BaseModel(msgspec.Struct, frozen=True, kw_only=True):
+    """An imported base model, ready to be trained on and to be served."""
+
+    name: str
+    created_at: int
+    architecture: str
+    parameters: int
+    context_length: int
+    licence: str
+    source: str
+    sha256: str
+    directory: str
+    files: tuple[ReleaseFile, ...]
+
+
+class ReleaseFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One servable GGUF file."""
+
+    quantization: Quantization
+    path: str
+    bytes: int
+    sha256: str
+
+
+class Release(msgspec.Struct, frozen=True, kw_only=True):
+    """A fine-tuned model that can be served, and where it came from."""
+
+    name: str
+    created_at: int
+    job_id: str
+    base_model: str
+    adapter_directory: str
+    files: tuple[ReleaseFile, ...]
+
+
+class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
+    """An API key as stored: only the SHA-256 of its secret is kept."""
+
+    id: str
+    name: str
+    created_at: int
+    sha256: str
+    admin: bool
+
+
+# --- what a device can do ---
+
+
+class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Defaults and limits of a class of devices; one TOML file each in `firmware_profiles/`."""
+
+    name: str
+    description: str
+    technique: Literal["qlora", "lora"]
+    quantizations: tuple[Quantization, ...]
+    max_length: int
+    per_device_train_batch_size: int
+    n_ctx: int
+    max_loaded_models: int
+
+
+class Programs(msgspec.Struct, frozen=True, kw_only=True):
+    """Argument lists that start the children; their own arguments are appended."""
+
+    base_import: tuple[str, ...]
+    training: tuple[str, ...]
+    release: tuple[str, ...]
+    engine: tuple[str, ...]
+
+
+# --- what the daemon and its children tell each other ---
+
+
+class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Training settings under TRL's and PEFT's own names, all resolved (nothing is "auto" here)."""
+
+    num_train_epochs: int
+    learning_rate: float
+    per_device_train_batch_size: int
+    gradient_accumulation_steps: int
+    lr_scheduler_type: Literal["linear", "cosine", "constant"]
+    warmup_ratio: float
+    weight_decay: float
+    max_grad_norm: float
+    max_length: int
+    r: int
+    lora_alpha: int
+    lora_dropout: float
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a job will do, decided once when it is created."""
+
+    base_model: str
+    initial_adapter: str | None
+    technique: Literal["qlora", "lora"]
+    hyperparameters: Hyperparameters
+    quantizations: tuple[Quantization, ...]
+    validation_fraction: float
+
+
+class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`spec.json` of the training child. Directories and files are absolute paths.
+
+    `base_directory` is a Hugging Face directory (safetensors, tokenizer, chat template).
+    `initial_adapter_directory` is a PEFT adapter to go on from, or None for a fresh one.
+    """
+
+    base_directory: str
+    initial_adapter_directory: str | None
+    train_file: str
+    validation_file: str | None
+    validation_fraction: float
+    technique: Literal["qlora", "lora"]
+    hyperparameters: Hyperparameters
+    seed: int
+    checkpoint_seconds: float
+    threads: int
+
+
+class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`result.json` of the training child; the adapter lies beside it in `adapter/`."""
+
+    steps: int
+    epochs: float
+    trained_tokens: int
+    train_loss: float
+    validation_loss: float | None
+    seconds: float
+    end_of_turn_token_id: int
+
+
+class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`spec.json` of the release child. Without an adapter the base itself is released.
+
+    `converter_directory` is the llama.cpp tree that holds `convert_hf_to_gguf.py`.
+    `end_of_turn_token_id` is what training ended each answer with, or None when nothing was trained.
+    """
+
+    model_name: str
+    base_directory: str
+    adapter_directory: str | None
+    end_of_turn_token_id: int | None
+    converter_directory: str
+    quantizations: tuple[Quantization, ...]
+    threads: int
+
+
+class ReleaseResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`result.json` of the release child."""
+
+    files: tuple[ReleaseFile, ...]
+    seconds: float
+
+
+class ImportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`spec.json` of the import child. `source` is a Hugging Face directory or one GGUF file."""
+
+    name: str
+    source: str
+    licence: str
+    origin: str
+
+
+class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`result.json` of the import child; the safetensors directory lies beside it in `hf/`."""
+
+    architecture: str
+    parameters: int
+    context_length: int
+    licence: str
+    sha256: str
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of a batch child's `metrics.jsonl`.
+
+    `key` is unique for what is reported ("step:40"), so that a resumed child may report it again.
+    `data` marks the line as metrics; `eta_seconds` is the time left until the child ends.
+    """
+
+    key: str
+    message: str
+    level: Literal["info", "warn", "error"] = "info"
+    data: dict[str, Any] | None = None
+    eta_seconds: float | None = None
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """`error.json` of a batch child: an `ApplianceError` put on disk."""
+
+    code: str
+    message: str
+    param: str | None = None
+    next_step: str | None = None

@@ -1,0 +1,169 @@
+"""Every knob, declared once: name, type, default, help. Everything else derives from this.
+
+A value comes from, in rising order: its default, the TOML file, an `APPLIANCE_*` environment variable, a
+command-line flag. All faults are reported together. Reads nothing at import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from appliance.errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "APPLIANCE_"
+CONFIG_FILE_VARIABLE = "APPLIANCE_CONFIG"
+DEFAULT_CONFIG_FILE = Path("/etc/appliance/appliance.toml")
+
+# Files beside the package in a checkout, and where the installer puts them otherwise.
+CHECKOUT = Path(__file__).resolve().parent.parent
+INSTALLED = Path(sys.prefix, "share/appliance")
+
+MIB = 1 << 20
+
+
+def _help(text: str, **limits: Any) -> Meta:
+    return Meta(description=text, **limits)
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The daemon's and the CLI's configuration."""
+
+    state_dir: Annotated[Path, _help("Directory that holds all state.")] = Path(
+        "/var/lib/appliance"
+    )
+    host: Annotated[str, _help("Address to listen on.")] = "127.0.0.1"
+    port: Annotated[int, _help("TCP port to listen on.", ge=1, le=65535)] = 8484
+    log_level: Annotated[
+        Literal["DEBUG", "INFO", "WARNING", "ERROR"], _help("Least severity that is logged.")
+    ] = "INFO"
+    profile: Annotated[
+        str, _help('Hardware profile by name, or "auto" to choose by what the box has.')
+    ] = "auto"
+    profile_dir: Annotated[Path, _help("Directory of the hardware profiles.")] = (
+        CHECKOUT / "firmware_profiles"
+        if (CHECKOUT / "firmware_profiles").is_dir()
+        else INSTALLED / "firmware_profiles"
+    )
+    converter_dir: Annotated[
+        Path, _help("llama.cpp tree with convert_hf_to_gguf.py, laid down by the installer.")
+    ] = INSTALLED / "llama.cpp"
+    threads: Annotated[
+        int, _help("CPU threads for training, release and serving; 0 takes all.", ge=0, le=1024)
+    ] = 0
+    max_upload_bytes: Annotated[int, _help("Largest file that can be uploaded.", ge=1)] = 512 * MIB
+    max_request_bytes: Annotated[int, _help("Largest body of any other request.", ge=1)] = 8 * MIB
+    body_timeout_seconds: Annotated[
+        float, _help("Longest pause of a client in the middle of a request body.", gt=0)
+    ] = 30.0
+    checkpoint_seconds: Annotated[
+        float, _help("Longest time between two training checkpoints.", ge=0)
+    ] = 30.0
+    stall_timeout_seconds: Annotated[
+        float, _help("A training or release that shows no progress for so long is stopped.", gt=0)
+    ] = 900.0
+    engine_load_stall_seconds: Annotated[
+        float, _help("A model load that shows no progress for so long is given up.", gt=0)
+    ] = 120.0
+    engine_idle_seconds: Annotated[
+        float, _help("A model that answered nothing for so long is unloaded.", gt=0)
+    ] = 1800.0
+    max_waiting_requests: Annotated[
+        int, _help("Requests that may wait for one model; more are told to come back.", ge=1)
+    ] = 64
+
+    @property
+    def thread_count(self) -> int:
+        """`threads`, or the number of CPUs this process may run on."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+    @property
+    def url(self) -> str:
+        """Where the API is reached from this machine."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    @property
+    def admin_key_file(self) -> Path:
+        """The 0600 file with the admin's API key, written at the first start."""
+        return self.state_dir / "admin.key"
+
+
+def load(
+    flags: Mapping[str, Any] | None = None, environment: Mapping[str, str] | None = None
+) -> Settings:
+    """Read the configuration; `flags` of value None count as not given.
+
+    Raises ConfigurationError naming every unknown or ill-typed setting at once.
+    """
+    environment = os.environ if environment is None else environment
+    given = {name: value for name, value in (flags or {}).items() if value is not None}
+    values: dict[str, Any] = {**_from_file(environment), **_from_environment(environment), **given}
+    faults, accepted = [], {}
+    types = {field.name: field.type for field in msgspec.structs.fields(Settings)}
+    for name, value in values.items():
+        if name not in types:
+            faults.append(f"{name}: there is no such setting")
+            continue
+        try:
+            accepted[name] = msgspec.convert(
+                value, types[name], strict=False, dec_hook=_decode_path
+            )
+        except msgspec.ValidationError as exc:
+            faults.append(f"{name}: {exc}, found {value!r}")
+    if faults:
+        raise ConfigurationError(
+            "invalid_settings",
+            "the settings have faults: " + "; ".join(faults),
+            next_step="see `appliance serve --help` and docs/settings.md",
+        )
+    return _absolute(Settings(**accepted))
+
+
+def _decode_path(kind: type, value: Any) -> Any:
+    # An empty one would mean the current directory, which nobody who leaves a variable empty wants.
+    if kind is Path and isinstance(value, str | Path) and str(value):
+        return Path(value)
+    raise msgspec.ValidationError(f"Expected a path, got `{type(value).__name__}`")
+
+
+def _absolute(settings: Settings) -> Settings:
+    changes = {
+        name: path.expanduser().absolute()
+        for name in settings.__struct_fields__
+        if isinstance(path := getattr(settings, name), Path)
+    }
+    return msgspec.structs.replace(settings, **changes)
+
+
+def _from_file(environment: Mapping[str, str]) -> dict[str, Any]:
+    named = environment.get(CONFIG_FILE_VARIABLE)
+    path = Path(named) if named else DEFAULT_CONFIG_FILE
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        if named:
+            raise ConfigurationError(
+                "no_config_file", f"{CONFIG_FILE_VARIABLE} names {path}, which does not exist"
+            ) from None
+        return {}
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ConfigurationError(
+            "unreadable_config_file", f"{path} should be a TOML file, but: {exc}"
+        ) from exc
+
+
+def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    names = {field.name for field in msgspec.structs.fields(Settings)}
+    return {
+        name: environment[variable]
+        for name in names
+        if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
+    }

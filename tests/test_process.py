@@ -1,0 +1,300 @@
+"""Children start, speak, stall and end; and when the parent is gone, so are they."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from appliance import process
+from appliance.child_output import LAST_WORDS_BYTES
+from appliance.errors import ChildFailed
+from appliance.settings import CHECKOUT
+from tests.daemon_process import group_members, wait_for
+
+GONE_WITHIN_SECONDS = 5.0
+FOREVER = "import time; time.sleep(600)"
+
+
+def script(source: str) -> list[str]:
+    return [sys.executable, "-c", source]
+
+
+def run(source: str, **options: object) -> process.Child:
+    """Run a script as a child to its end."""
+
+    async def through() -> process.Child:
+        child = await process.start("tested", script(source), **options)
+        await child.wait()
+        return child
+
+    return asyncio.run(asyncio.wait_for(through(), 30))
+
+
+# --- start and end ---
+
+
+def test_exit_status_and_last_line_tell_a_death():
+    child = run("import sys; print('first'); sys.exit('no room\\n\\n')")
+    assert child.returncode == 1
+    assert child.describe_death() == "exit status 1; last line: no room"
+
+
+def test_signal_is_told_by_name():
+    child = run("import os; os.kill(os.getpid(), 11)")
+    assert child.describe_death() == "killed by SIGSEGV; last line: no output"
+
+
+def test_signal_without_a_name_is_told_too():
+    assert "signal 40;" in run("import os; os.kill(os.getpid(), 40)").describe_death()
+
+
+def test_offline_variables_are_set_before_the_child_begins():
+    child = run("import os, json; print(json.dumps(dict(os.environ)))")
+    given = json.loads(child.last_line)
+    assert len(process.OFFLINE_ENVIRONMENT) == 7
+    assert {name: given[name] for name in process.OFFLINE_ENVIRONMENT} == dict(
+        process.OFFLINE_ENVIRONMENT
+    )
+
+
+def test_child_leads_a_group_of_its_own_and_reads_nothing():
+    child = run("import os, sys; print(os.getpgrp(), os.getsid(0), repr(sys.stdin.read()))")
+    assert child.last_line == f"{child.pid} {child.pid} ''"
+
+
+def test_missing_program_leaks_no_descriptor():
+    def descriptors() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    async def fail() -> tuple[int, int]:
+        before = descriptors()
+        for _ in range(3):
+            with pytest.raises(FileNotFoundError):
+                await process.start("none", ["/no/such/program"])
+        return before, descriptors()
+
+    before, after = asyncio.run(fail())
+    assert after <= before + 1
+
+
+def test_group_ends_with_its_leader_though_a_grandchild_holds_the_output():
+    child = run(
+        "import subprocess, sys\n"
+        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "print('leader ends')"
+    )
+    assert child.returncode == 0
+    assert child.last_line == "leader ends"
+    wait_for(lambda: not group_members(child.pid), "the group to be gone")
+
+
+# --- last words ---
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "for n in range(5000): print(n, 'x' * 50)",
+        "print('x' * 60000)",
+        "print('x' * 10_000_000)",
+        "for _ in range(200_000): print()",
+        "print('é' * 30000)",
+        "import os; os.write(1, bytes(range(256)) * 400 + b'\\n')",
+    ],
+    ids=["lines", "long line", "endless line", "empty lines", "wide characters", "binary"],
+)
+def test_last_words_are_bounded(source):
+    child = run(source + "\nprint('the end')")
+    assert child.last_line == "the end"
+    assert child._output.kept_bytes <= LAST_WORDS_BYTES
+    assert len(child._output._lines) <= LAST_WORDS_BYTES
+
+
+# --- stop and stall ---
+
+
+def test_stop_kills_what_ignores_sigterm(monkeypatch):
+    monkeypatch.setattr(process, "TERMINATE_GRACE_SECONDS", 0.5)
+    ignoring = "import signal, time\nsignal.signal(15, signal.SIG_IGN)\nprint('up', flush=True)\n"
+
+    async def through() -> int | None:
+        child = await process.start("stubborn", script(ignoring + "time.sleep(600)"))
+        while child.last_line != "up":
+            await asyncio.sleep(0.02)
+        await child.stop()
+        return child.returncode
+
+    assert asyncio.run(asyncio.wait_for(through(), 30)) == -signal.SIGKILL
+
+
+def test_stop_lets_a_polite_child_end_by_itself():
+    polite = (
+        "import signal, sys, time\n"
+        "signal.signal(15, lambda *_: sys.exit(7))\nprint('up', flush=True)\ntime.sleep(600)"
+    )
+
+    async def through() -> int | None:
+        child = await process.start("polite", script(polite))
+        while child.last_line != "up":
+            await asyncio.sleep(0.02)
+        await child.stop()
+        await child.stop()
+        return child.returncode
+
+    assert asyncio.run(asyncio.wait_for(through(), 30)) == 7
+
+
+def test_stop_ends_a_stopped_child():
+    async def through() -> int | None:
+        child = await process.start("stopped", script("print('up', flush=True);" + FOREVER))
+        while child.last_line != "up":
+            await asyncio.sleep(0.02)
+        os.kill(child.pid, signal.SIGSTOP)
+        while " T " not in Path(f"/proc/{child.pid}/stat").read_text():
+            await asyncio.sleep(0.02)
+        await child.stop()
+        return child.returncode
+
+    assert asyncio.run(asyncio.wait_for(through(), 30)) == -signal.SIGTERM
+
+
+def test_child_without_progress_is_stopped_and_told(monkeypatch):
+    monkeypatch.setattr(process, "STALL_POLL_SECONDS", 0.1)
+
+    async def through() -> process.Child:
+        child = await process.start("idle", script(FOREVER))
+        with pytest.raises(ChildFailed) as caught:
+            await process.wait_or_stall(child, progress=lambda: 0, stall_timeout_seconds=0.3)
+        assert caught.value.code == "child_stalled"
+        return child
+
+    child = asyncio.run(asyncio.wait_for(through(), 30))
+    assert child.returncode is not None
+    wait_for(lambda: not group_members(child.pid), "the group to be gone")
+
+
+def test_progress_pushes_the_stall_timeout_forward(monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "STALL_POLL_SECONDS", 0.1)
+    beat = tmp_path / "heartbeat"
+    source = (
+        f"import pathlib, time\nfor _ in range(30):\n"
+        f"    pathlib.Path({str(beat)!r}).touch(); time.sleep(0.1)"
+    )
+
+    async def through() -> int:
+        child = await process.start("busy", script(source))
+        progress = process.file_progress(beat, tmp_path / "not there")
+        return await process.wait_or_stall(child, progress=progress, stall_timeout_seconds=2)
+
+    assert asyncio.run(asyncio.wait_for(through(), 60)) == 0
+
+
+def test_cancelled_wait_ends_the_child():
+    async def through() -> int:
+        child = await process.start("cancelled", script(FOREVER))
+        waiting = asyncio.create_task(
+            process.wait_or_stall(child, progress=lambda: 0, stall_timeout_seconds=60)
+        )
+        await asyncio.sleep(0.2)
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        return child.pid
+
+    group = asyncio.run(asyncio.wait_for(through(), 30))
+    wait_for(lambda: not group_members(group), "the group to be gone")
+
+
+def test_failing_poll_ends_the_child():
+    async def poll() -> None:
+        raise OSError("full")
+
+    async def through() -> int:
+        child = await process.start("polled", script(FOREVER))
+        with pytest.raises(OSError, match="full"):
+            await process.wait_or_stall(
+                child, progress=lambda: 0, stall_timeout_seconds=60, on_poll=poll
+            )
+        return child.pid
+
+    group = asyncio.run(asyncio.wait_for(through(), 30))
+    wait_for(lambda: not group_members(group), "the group to be gone")
+
+
+# --- death with the parent ---
+
+# One grandchild that is tied, and one that knows nothing of it.
+CHILD = """
+import subprocess, sys, time
+from appliance import process
+process.die_with_parent()
+subprocess.Popen(["sleep", "600"])
+process.run_in_group(
+    [sys.executable, "-c", "import time; from appliance import process\\n"
+     "process.die_with_parent(); print('up', flush=True); time.sleep(600)"],
+    on_line=lambda line: print("grandchild", line, flush=True))
+"""
+PARENT = f"""
+import asyncio, sys
+from appliance import process
+async def main():
+    child = await process.start("child", [sys.executable, "-c", {CHILD!r}])
+    while child.last_line != "grandchild up":
+        await asyncio.sleep(0.02)
+    print(child.pid, flush=True)
+    await child.wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("stopped", [False, True], ids=["running", "stopped"])
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
+def test_whole_group_is_gone_when_the_parent_is(stopped, end):
+    environment = {**os.environ, "PYTHONPATH": str(CHECKOUT)}
+    with subprocess.Popen(script(PARENT), stdout=subprocess.PIPE, env=environment) as parent:
+        assert parent.stdout is not None
+        group = int(parent.stdout.readline())
+        try:
+            assert len(group_members(group)) == 3
+            if stopped:
+                os.killpg(group, signal.SIGSTOP)
+            parent.send_signal(end)
+            parent.wait()
+            deadline = time.monotonic() + GONE_WITHIN_SECONDS
+            while group_members(group) and time.monotonic() < deadline:
+                time.sleep(0.02)
+            assert group_members(group) == []
+        finally:
+            if group_members(group):
+                os.killpg(group, signal.SIGKILL)
+
+
+def test_program_in_the_group_tells_its_lines_and_its_status():
+    lines: list[str] = []
+    source = "import sys; print('one\\rtwo'); print('thr\\xff\\xc3', file=sys.stderr); sys.exit(3)"
+    assert process.run_in_group(script(source), on_line=lines.append) == 3
+    assert lines[:2] == ["one", "two"]
+    assert lines[2].startswith("thr")
+
+
+def test_detached_process_can_be_watched_and_stopped(tmp_path):
+    log = tmp_path / "log"
+    pid = process.start_detached(
+        script("import time; print('up', flush=True); time.sleep(600)"), log
+    )
+    try:
+        wait_for(lambda: log.read_text(), "the process to be up")
+        assert process.is_running(pid)
+        process.stop_detached(pid, 10)
+        wait_for(lambda: not process.is_running(pid), "its end to be seen")
+    finally:
+        if group_members(pid):
+            os.killpg(pid, signal.SIGKILL)
