@@ -1,0 +1,1 @@
+"""All durable state: the database and the blobs. The only package that opens either."""

@@ -1,0 +1,116 @@
+"""Content-addressed bytes: each blob is named by the SHA-256 of its content and never changes.
+
+Knows nothing of what the bytes mean or who refers to them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import re
+import secrets
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from appliance import durable
+from appliance.errors import CorruptState, NotFound, TooLarge
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+COPY_BYTES = 1 << 20
+# A temporary file older than this belongs to a process that is gone.
+ABANDONED_SECONDS = 24 * 3600
+
+
+@dataclasses.dataclass(frozen=True)
+class Incoming:
+    """Bytes that have arrived under a temporary name."""
+
+    path: Path
+    sha256: str
+    bytes: int
+
+
+class BlobStore:
+    """Blobs in a directory tree."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._incoming = directory / "incoming"
+        self._incoming.mkdir(parents=True, exist_ok=True)
+        self._remove_abandoned()
+
+    def receive(self, source: BinaryIO, *, limit_bytes: int) -> Incoming:
+        """Copy a stream into the store under a temporary name; durable, but not yet kept."""
+        temporary = self._incoming / secrets.token_hex(16)
+        try:
+            digest, size = _copy(source, temporary, limit_bytes)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        return Incoming(temporary, digest, size)
+
+    def keep(self, incoming: Incoming) -> None:
+        """Give what was received its final name. Durable when this returns."""
+        final = self._path(incoming.sha256)
+        # A blob that is there already is used only if it still is what its name says.
+        if not (final.is_file() and durable.sha256_of(final) == incoming.sha256):
+            final.parent.mkdir(exist_ok=True)
+            incoming.path.replace(final)
+        # Even then: whoever put it there may have been killed before its name was on the device.
+        durable.fsync_path(final.parent)
+        durable.fsync_path(self._directory)
+
+    def discard(self, incoming: Incoming) -> None:
+        """Remove what was received and not kept; not an error after `keep`."""
+        incoming.path.unlink(missing_ok=True)
+
+    def path(self, digest: str) -> Path:
+        """Where the blob lies, for reading; raises NotFound if it does not."""
+        path = self._path(digest)
+        if not path.is_file():
+            raise NotFound("no_such_blob", f"the blob store holds nothing with digest {digest}")
+        return path
+
+    def link(self, digest: str, destination: Path) -> None:
+        """Give the blob a second name outside the store, which outlives its deletion here."""
+        with contextlib.suppress(FileExistsError):
+            os.link(self.path(digest), destination)
+        durable.fsync_path(destination.parent)
+
+    def delete(self, digest: str) -> None:
+        """Forget a blob; not an error if it is gone already."""
+        self._path(digest).unlink(missing_ok=True)
+
+    def _path(self, digest: str) -> Path:
+        if not _SHA256.fullmatch(digest):
+            raise CorruptState(
+                "invalid_digest", f"a digest has 64 hexadecimal digits; found {digest!r}"
+            )
+        return self._directory / digest[:2] / digest
+
+    def _remove_abandoned(self) -> None:
+        for leftover in self._incoming.iterdir():
+            if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+                leftover.unlink(missing_ok=True)
+
+
+def _copy(source: BinaryIO, destination: Path, limit_bytes: int) -> tuple[str, int]:
+    hasher, size = hashlib.sha256(), 0
+    with destination.open("xb") as file:
+        while chunk := source.read(COPY_BYTES):
+            size += len(chunk)
+            if size > limit_bytes:
+                raise TooLarge(
+                    "file_too_large",
+                    f"a file may have {limit_bytes} bytes; this one has more",
+                    param="file",
+                    next_step="split it, or ask the operator to raise max_upload_bytes",
+                )
+            hasher.update(chunk)
+            file.write(chunk)
+        file.flush()
+        os.fsync(file.fileno())
+    return hasher.hexdigest(), size

@@ -1,0 +1,100 @@
+"""Uploaded files: a row each, and the blob that holds the bytes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from sqlalchemy import delete, select
+
+from appliance.errors import NotFound
+from appliance.records import StoredFile
+from appliance.store import rows
+from appliance.store.blobs import BlobStore
+from appliance.store.database import Database
+from appliance.store.tables import files
+
+
+class FileStore:
+    """Files as users see them."""
+
+    def __init__(self, database: Database, blobs: BlobStore) -> None:
+        self._database = database
+        self._blobs = blobs
+        # Two files may share a blob: keeping it for one and deleting it for the other must not cross.
+        self._blob_lock = threading.Lock()
+
+    def add(
+        self,
+        source: BinaryIO,
+        *,
+        filename: str,
+        purpose: str,
+        limit_bytes: int,
+        check: Callable[[Path], int | None],
+    ) -> StoredFile:
+        """Store a file if `check` accepts its bytes; `check` returns the number of rows, if any."""
+        incoming = self._blobs.receive(source, limit_bytes=limit_bytes)
+        try:
+            row_count = check(incoming.path)
+            file = StoredFile(
+                id=rows.new_id("file-"),
+                created_at=int(time.time()),
+                filename=filename,
+                purpose=purpose,
+                bytes=incoming.bytes,
+                sha256=incoming.sha256,
+                rows=row_count,
+            )
+            with self._blob_lock:
+                self._blobs.keep(incoming)
+                with self._database.transaction() as connection:
+                    rows.add(connection, files, file)
+            return file
+        finally:
+            self._blobs.discard(incoming)
+
+    def get(self, file_id: str) -> StoredFile:
+        """The file, or NotFound."""
+        file = self.find(file_id)
+        if file is None:
+            raise NotFound("file_not_found", f"No such file: {file_id!r}", param="file_id")
+        return file
+
+    def find(self, file_id: str) -> StoredFile | None:
+        """The file, or None."""
+        with self._database.reading() as connection:
+            return rows.find(connection, files, StoredFile, id=file_id)
+
+    def content_path(self, file: StoredFile) -> Path:
+        """Where the bytes lie, for reading."""
+        return self._blobs.path(file.sha256)
+
+    def link_content(self, file: StoredFile, destination: Path) -> None:
+        """Give the bytes a second name that outlives the file."""
+        self._blobs.link(file.sha256, destination)
+
+    def page(
+        self, *, purpose: str | None, after: str | None, limit: int, order: rows.Order
+    ) -> tuple[list[StoredFile], bool]:
+        """One page of the list, and whether more follow."""
+        query = select(files)
+        if purpose is not None:
+            query = query.where(files.c.purpose == purpose)
+        with self._database.reading() as connection:
+            return rows.page(
+                connection, query, files, StoredFile, after=after, limit=limit, order=order
+            )
+
+    def delete(self, file_id: str) -> None:
+        """Delete the file and, if no other file has the same content, its bytes."""
+        file = self.get(file_id)
+        with self._blob_lock:
+            with self._database.transaction() as connection:
+                connection.execute(delete(files).where(files.c.id == file_id))
+                shared = rows.find_any(connection, files, sha256=file.sha256)
+            if not shared:
+                self._blobs.delete(file.sha256)

@@ -1,0 +1,1 @@
+"""The history of the schema, one module a step; only ever added to."""
