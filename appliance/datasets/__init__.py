@@ -1,0 +1,1 @@
+"""What users train on: reading and checking rows. Never changes or drops one silently."""
