@@ -1,0 +1,138 @@
+"""The import child's work: source in, `hf/` with safetensors, tokenizer and chat template out.
+
+Untrusted files are parsed here, under resource limits, and never in the daemon. Does not know where base
+models are kept nor how they are served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import shutil
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging as transformers_logging
+
+from appliance import batch, durable, gguf_header
+from appliance.basemodels import chat, gguf_source, safetensors_header, source_directory
+from appliance.errors import InvalidInput
+from appliance.records import ImportResult, ImportSpec
+
+HF = "hf"
+_PARTIAL = "hf.partial"
+# A two-bit file grows sixteenfold as float32; libraries take some GiB of address space before any work.
+_GROWTH = 20
+_LIBRARIES_BYTES = 8 << 30
+_OPEN_FILES = 1024
+
+
+def import_base_model(directory: Path, reporter: batch.Reporter) -> ImportResult:
+    """Import what `spec.json` in `directory` names; raises InvalidInput if it cannot be trusted or used."""
+    spec = durable.read_json(directory / batch.SPEC, ImportSpec)
+    source = Path(spec.source)
+    if not source.exists():
+        raise InvalidInput(
+            "no_such_source", f"{source} should be a directory or a GGUF file; there is none"
+        )
+    _limit_resources(_size(source))
+    transformers_logging.disable_progress_bar()
+    partial, final = directory / _PARTIAL, directory / HF
+    for leftover in (partial, final):
+        shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir()
+    try:
+        stated_licence = _read(source, partial, reporter)
+        chat.prepare(partial, reporter)
+        result = _describe(partial, spec.licence or stated_licence)
+        durable.publish_directory(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    reporter.report("imported", f"imported {spec.name}: {result.parameters:,} parameters")
+    return result
+
+
+def _read(source: Path, hf: Path, reporter: batch.Reporter) -> str:
+    """Fill `hf` from `source`; returns the licence that the source itself states."""
+    reporter.report("read", f"reading {source.name}")
+    if source.is_dir():
+        for copied in source_directory.copy(source_directory.check(source), hf):
+            reporter.report(f"copy:{copied.name}", f"copied {copied.name}")
+        _check_weights(hf)
+        return "unknown"
+    header = gguf_header.read(source)
+    gguf_source.convert(source, header, hf, reporter)
+    return str(header.metadata.get("general.license", "unknown"))
+
+
+def _check_weights(hf: Path) -> None:
+    """Load the model once, so that a checkpoint that does not fit its config is refused here."""
+    try:
+        _, info = AutoModelForCausalLM.from_pretrained(
+            hf,
+            dtype="auto",
+            use_safetensors=True,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except Exception as exc:
+        # Whatever a parser of foreign files raises, it means that the files are refused.
+        raise InvalidInput(
+            "unreadable_model",
+            f"the directory should hold a causal language model that transformers can load, but: {exc}",
+            next_step="see whether this release knows the model's architecture",
+        ) from exc
+    if missing := sorted(info["missing_keys"]):
+        raise InvalidInput(
+            "incomplete_model",
+            f"the weights should be complete; {len(missing)} tensors are missing: "
+            + ", ".join(missing[:5]),
+            next_step="copy the model's directory again, all shards included",
+        )
+
+
+def _describe(hf: Path, licence: str) -> ImportResult:
+    config: Any = AutoConfig.from_pretrained(hf, local_files_only=True, trust_remote_code=False)
+    context_length = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if not isinstance(context_length, int):
+        raise InvalidInput(
+            "no_context_length",
+            f"config.json should give max_position_embeddings; it gives {context_length!r}",
+        )
+    shards = sorted(hf.glob("*.safetensors"))
+    return ImportResult(
+        architecture=config.architectures[0],
+        parameters=sum(sum(safetensors_header.read(shard).values()) for shard in shards),
+        context_length=context_length,
+        licence=licence,
+        sha256=digest_of(hf),
+    )
+
+
+def digest_of(hf: Path) -> str:
+    """One digest for a directory: over each file's name and own digest, sorted by name."""
+    digest = hashlib.sha256()
+    for path in sorted(hf.iterdir()):
+        digest.update(msgspec.json.encode((path.name, durable.sha256_of(path))))
+    return digest.hexdigest()
+
+
+def _limit_resources(source_bytes: int) -> None:
+    """Bound what a hostile file can make the libraries take."""
+    grown = source_bytes * _GROWTH
+    for limit, value in (
+        (resource.RLIMIT_AS, grown + _LIBRARIES_BYTES),
+        (resource.RLIMIT_FSIZE, grown + (1 << 30)),
+        (resource.RLIMIT_NOFILE, _OPEN_FILES),
+    ):
+        _, hard = resource.getrlimit(limit)
+        bound = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(limit, (bound, bound))
+
+
+def _size(source: Path) -> int:
+    files = source.iterdir() if source.is_dir() else (source,)
+    return sum(path.stat().st_size for path in files if path.is_file())
