@@ -1,0 +1,20 @@
+"""Entry point of the training child: `python -m appliance.training DIRECTORY`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance import batch
+from appliance.records import TrainingResult
+
+
+def _main(directory: Path, reporter: batch.Reporter) -> TrainingResult:
+    # bitsandbytes and datasets look at the environment when they are imported: only `batch.run` has
+    # made it an offline one.
+    from appliance.training import worker
+
+    return worker.train(directory, reporter)
+
+
+if __name__ == "__main__":
+    batch.run(_main)

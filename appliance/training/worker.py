@@ -1,0 +1,190 @@
+"""One training run, in reading order: load, tokenize, train, save.
+
+Knows the job directory and nothing else of the appliance: no job, no queue, no release.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import set_seed
+from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
+
+from appliance import batch, durable
+from appliance.errors import ChildFailed
+from appliance.records import TrainingResult, TrainingSpec
+from appliance.training import adapter, base, callbacks, checkpoints, rows, split, trainer
+
+CHECKPOINTS = "checkpoints"
+ADAPTER = "adapter"
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def train(directory: Path, reporter: batch.Reporter) -> TrainingResult:
+    """Train as `spec.json` says; goes on from the newest checkpoint if there is one."""
+    started_at = time.monotonic()
+    spec = durable.read_json(directory / batch.SPEC, TrainingSpec)
+    torch.set_num_threads(spec.threads)
+    with _expected_failures(directory):
+        tokenizer = base.load_tokenizer(Path(spec.base_directory))
+        conversations = rows.Conversations(tokenizer)
+        train_rows, validation_rows = _rows(spec, conversations, reporter)
+        end_of_turn_id = rows.end_of_turn_id(conversations)
+        model = _model(spec, reporter)
+        run = _trainer(
+            directory,
+            spec,
+            reporter,
+            model=model,
+            processing_class=tokenizer,
+            train_dataset=_dataset(train_rows),
+            eval_dataset=_dataset(sorted(validation_rows, key=_length))
+            if validation_rows
+            else None,
+            data_collator=_collator(tokenizer, end_of_turn_id),
+        )
+        _train(directory, run, reporter)
+        _publish_adapter(directory, model)
+    return TrainingResult(
+        steps=run.state.global_step,
+        epochs=run.state.epoch,
+        trained_tokens=spec.hyperparameters.num_train_epochs * sum(map(_length, train_rows)),
+        train_loss=callbacks.mean_training_loss(run.state),
+        validation_loss=_last_validation_loss(run.state),
+        seconds=time.monotonic() - started_at,
+        end_of_turn_token_id=end_of_turn_id,
+    )
+
+
+def _rows(
+    spec: TrainingSpec, conversations: rows.Conversations, reporter: batch.Reporter
+) -> tuple[list[rows.Example], list[rows.Example]]:
+    """(train, validation); how they came about is reported."""
+
+    def read(path: str) -> list[rows.Example]:
+        return rows.read_examples(
+            Path(path),
+            conversations,
+            max_length=spec.hyperparameters.max_length,
+            alive=reporter.alive,
+        )
+
+    examples = read(spec.train_file)
+    if spec.validation_file is not None:
+        given = read(spec.validation_file)
+        chosen = split.sample(given, spec.seed)
+        message = f"{len(chosen)} of {len(given)} validation rows are used for validation loss"
+        reporter.report("rows", f"{len(examples)} rows to train on; {message}")
+        return examples, chosen
+    train_rows, held_out = split.hold_out(examples, spec.validation_fraction, spec.seed)
+    reporter.report(
+        "rows",
+        f"{len(held_out)} of {len(examples)} rows are held out for validation loss "
+        f"(a fraction of {spec.validation_fraction:g}, at most {split.MOST_VALIDATION_ROWS} rows, "
+        f"none below {split.LEAST_ROWS_TO_SPLIT} rows)",
+    )
+    return train_rows, held_out
+
+
+def _model(spec: TrainingSpec, reporter: batch.Reporter) -> Any:
+    reporter.report("load", f"Loading the base model for {spec.technique}")
+    model = base.load_model(Path(spec.base_directory), spec.technique)
+    reporter.alive()
+    # PEFT draws a fresh adapter from the global generator.
+    set_seed(spec.seed)
+    if spec.initial_adapter_directory is None:
+        return adapter.attach_fresh(model, spec.hyperparameters)
+    return adapter.attach_existing(
+        model, Path(spec.initial_adapter_directory), spec.hyperparameters
+    )
+
+
+def _trainer(
+    directory: Path, spec: TrainingSpec, reporter: batch.Reporter, **parts: Any
+) -> trainer.AdapterTrainer:
+    root = directory / CHECKPOINTS
+    return trainer.AdapterTrainer(
+        checkpoint_root=root,
+        args=trainer.configuration(spec.hyperparameters, seed=spec.seed, output_directory=root),
+        callbacks=[
+            callbacks.Schedule(
+                validate=parts["eval_dataset"] is not None,
+                checkpoint_seconds=spec.checkpoint_seconds,
+            ),
+            callbacks.Progress(reporter),
+        ],
+        **parts,
+    )
+
+
+def _dataset(examples: list[rows.Example]) -> Dataset:
+    return Dataset.from_dict(
+        {
+            "input_ids": [example.input_ids for example in examples],
+            "labels": [example.labels for example in examples],
+        }
+    )
+
+
+def _collator(tokenizer: Any, end_of_turn_id: int) -> DataCollatorForLanguageModeling:
+    # Labels and attention masks are built from lengths, never by comparing with this id; that it is not
+    # the end of turn is a second lock on the same door.
+    candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, 0, 1)
+    pad_id = next(i for i in candidates if i is not None and i != end_of_turn_id)
+    return DataCollatorForLanguageModeling(pad_token_id=pad_id)
+
+
+def _train(directory: Path, run: trainer.AdapterTrainer, reporter: batch.Reporter) -> None:
+    checkpoint = checkpoints.newest_valid(directory / CHECKPOINTS, reporter)
+    if checkpoint is not None:
+        reporter.report(f"resume:{checkpoint.name}", f"Resuming from {checkpoint.name}")
+    run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _publish_adapter(directory: Path, model: Any) -> None:
+    incoming, final = directory / f".{ADAPTER}.incoming", directory / ADAPTER
+    for left_over in (incoming, final):
+        shutil.rmtree(left_over, ignore_errors=True)
+    incoming.mkdir()
+    adapter.write(model, incoming)
+    durable.publish_directory(incoming, final)
+
+
+def _last_validation_loss(state: Any) -> float | None:
+    losses = [entry["eval_loss"] for entry in state.log_history if "eval_loss" in entry]
+    return losses[-1] if losses else None
+
+
+def _length(example: rows.Example) -> int:
+    return len(example.input_ids)
+
+
+@contextlib.contextmanager
+def _expected_failures(directory: Path) -> Iterator[None]:
+    """Turn what a device can run out of into errors of ours."""
+    try:
+        yield
+    except torch.OutOfMemoryError as exc:
+        raise ChildFailed(
+            "out_of_memory",
+            f"training should fit into the accelerator's memory, but: {exc}",
+            next_step="lower per_device_train_batch_size or max_length, or choose a smaller base model",
+        ) from exc
+    except OSError as exc:
+        if exc.errno not in _DISK_FULL:
+            raise
+        raise ChildFailed(
+            "out_of_disk",
+            f"{directory} should have room for checkpoints and the adapter, but: "
+            f"{os.strerror(exc.errno)}",
+            next_step="free some space; the job then goes on from its newest checkpoint",
+        ) from exc
