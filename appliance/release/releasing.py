@@ -1,0 +1,186 @@
+"""The release child's work: base (and adapter) in, one checked GGUF file per quantization out.
+
+Everything unfinished lies in one subdirectory, removed at the start and at the end; a file gets its final
+name only after it has passed every check. Running again after a kill simply starts over.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from appliance import batch, durable, process
+from appliance.errors import ApplianceError, ChildFailed, ConfigurationError
+from appliance.records import Quantization, ReleaseFile, ReleaseResult, ReleaseSpec
+from appliance.release import checks, llamacpp, merge
+
+INTERMEDIATE = "intermediate"
+CONVERTER = "convert_hf_to_gguf.py"
+# Upper bounds of what a weight takes in a file, small models' fallback types included.
+BITS_PER_WEIGHT = {Quantization.Q4_K_M: 7.5, Quantization.Q8_0: 9.0}
+# What a GGUF holds beside weights: the vocabulary, mostly.
+METADATA_BYTES = 32 << 20
+
+
+def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
+    """Make what `spec.json` in `directory` asks for; raises ApplianceError if any check fails."""
+    started = time.monotonic()
+    spec = durable.read_json(directory / batch.SPEC, ReleaseSpec)
+    torch.set_num_threads(spec.threads)
+    transformers_logging.disable_progress_bar()
+    work = directory / INTERMEDIATE
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        with llamacpp.log_to(reporter.alive):
+            files = _make(spec, directory, work, reporter)
+    finally:
+        shutil.rmtree(work)
+    return ReleaseResult(files=files, seconds=time.monotonic() - started)
+
+
+def _make(
+    spec: ReleaseSpec, directory: Path, work: Path, reporter: batch.Reporter
+) -> tuple[ReleaseFile, ...]:
+    base = Path(spec.base_directory)
+    _check_converter(spec)
+    _check_space(spec, base, work)
+    weights = _merged(spec, base, work, reporter)
+    float_file = work / "float.gguf"
+    reporter.report("convert", "converting to GGUF")
+    _convert(spec, weights, float_file, reporter)
+    if weights != base:
+        shutil.rmtree(weights)
+    tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
+    return tuple(
+        _quantized(spec, quantization, float_file, directory, tokenizer, reporter)
+        for quantization in spec.quantizations
+    )
+
+
+def _merged(spec: ReleaseSpec, base: Path, work: Path, reporter: batch.Reporter) -> Path:
+    """The directory to convert: the base itself if there is nothing to merge."""
+    if spec.adapter_directory is None:
+        return base
+    merged = work / "merged"
+    merged.mkdir()
+    reporter.report("merge", "merging the adapter into the base model")
+    pairs = merge.merge(base, Path(spec.adapter_directory), merged)
+    reporter.report("merged", f"merged {pairs} LoRA pairs", data={"lora_pairs": pairs})
+    return merged
+
+
+def _convert(spec: ReleaseSpec, weights: Path, destination: Path, reporter: batch.Reporter) -> None:
+    argv = process.python_child(
+        "appliance.release.convert",
+        str(Path(spec.converter_directory, CONVERTER)),
+        str(weights),
+        "--outfile",
+        str(destination),
+        "--outtype",
+        _float_type(weights),
+        # One argument, so that a name beginning with a dash is no option.
+        f"--model-name={spec.model_name}",
+    )
+    lines = [""]
+
+    def on_line(line: str) -> None:
+        reporter.alive()
+        sys.stderr.write(line + "\n")
+        lines[0] = line or lines[0]
+
+    status = process.run_in_group(argv, on_line=on_line)
+    if status != 0:
+        raise ChildFailed(
+            "conversion_failed",
+            f"llama.cpp's converter should end with status 0; it ended with {status}: {lines[0]}",
+            next_step="see whether llama.cpp knows the model's architecture",
+        )
+
+
+def _quantized(
+    spec: ReleaseSpec,
+    quantization: Quantization,
+    float_file: Path,
+    directory: Path,
+    tokenizer: Any,
+    reporter: batch.Reporter,
+) -> ReleaseFile:
+    name = f"model-{quantization}.gguf"
+    unchecked, final = float_file.with_name(name), directory / name
+    reporter.report(f"quantize:{quantization}", f"quantizing to {quantization}")
+    llamacpp.quantize(float_file, unchecked, quantization, threads=spec.threads)
+    reporter.report(f"check:{quantization}", f"checking {name} against the base model")
+    checks.check(
+        unchecked,
+        tokenizer,
+        end_of_turn_token_id=spec.end_of_turn_token_id,
+        threads=spec.threads,
+    )
+    durable.fsync_path(unchecked)
+    unchecked.replace(final)
+    durable.fsync_path(directory)
+    return ReleaseFile(
+        quantization=quantization,
+        path=str(final),
+        bytes=final.stat().st_size,
+        sha256=durable.sha256_of(final),
+    )
+
+
+def _check_converter(spec: ReleaseSpec) -> None:
+    script = Path(spec.converter_directory, CONVERTER)
+    if not script.is_file():
+        raise ConfigurationError(
+            "no_converter",
+            f"{script} should be llama.cpp's converter; there is no such file",
+            next_step="run the installer again, or set converter_dir",
+        )
+
+
+def _check_space(spec: ReleaseSpec, base: Path, work: Path) -> None:
+    needed = bytes_needed(base, spec.quantizations, merging=spec.adapter_directory is not None)
+    available = shutil.disk_usage(work).free
+    if needed > available:
+        raise ApplianceError(
+            "no_space",
+            f"a release needs {needed / 2**30:.1f} GiB of free space in {work.parent}; "
+            f"there are {available / 2**30:.1f} GiB",
+            next_step="delete releases or files that are no longer needed",
+        )
+
+
+def bytes_needed(base: Path, quantizations: Sequence[Quantization], *, merging: bool) -> int:
+    """Most bytes on disk at once: merged weights beside the float GGUF, then that beside the results."""
+    elements = sum(_elements_by_dtype(base).values())
+    merged = elements * 4 if merging else 0
+    float_file = elements * (4 if merging or _float_type(base) == "f32" else 2)
+    results = sum(elements * BITS_PER_WEIGHT[quantization] / 8 for quantization in quantizations)
+    vocabularies = METADATA_BYTES * (1 + len(quantizations))
+    return float_file + max(merged, int(results)) + vocabularies
+
+
+def _float_type(weights: Path) -> str:
+    """The converter's name of the type that holds these weights without loss."""
+    dtypes = set(_elements_by_dtype(weights))
+    return {frozenset({"F16"}): "f16", frozenset({"BF16"}): "bf16"}.get(frozenset(dtypes), "f32")
+
+
+def _elements_by_dtype(directory: Path) -> Counter[str]:
+    elements: Counter[str] = Counter()
+    for shard in sorted(directory.glob("*.safetensors")):
+        with safe_open(shard, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                tensor = file.get_slice(name)
+                elements[tensor.get_dtype()] += int(torch.Size(tensor.get_shape()).numel())
+    return elements
