@@ -1,0 +1,268 @@
+"""The daemon's side of an engine: start it, ask it, notice its death. Free of torch and llama.cpp.
+
+One task reads every reply and never waits for whoever reads an answer: a slow one delays no other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+import msgspec
+
+from appliance import process
+from appliance.engine import protocol
+from appliance.engine.answer import Answer
+from appliance.engine.protocol import (
+    Cancel,
+    Delta,
+    Failed,
+    Finished,
+    Generate,
+    Loaded,
+    Loading,
+    Message,
+    Reply,
+    Request,
+    Sampling,
+)
+from appliance.errors import ApplianceError, ChildFailed, InvalidInput, TooLarge
+
+logger = logging.getLogger(__name__)
+
+PROGRAM = tuple(process.python_child("appliance.engine"))
+# From the end of the connection to the end of the process.
+DEATH_GRACE_SECONDS = 2.0
+
+
+class Engine:
+    """A running engine with a loaded model, owned by the event loop that started it."""
+
+    def __init__(
+        self,
+        child: process.Child,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        loaded: Loaded,
+    ) -> None:
+        self.loaded = loaded
+        self._child = child
+        self._reader = reader
+        self._writer = writer
+        self._ids = itertools.count(protocol.LOADING_ID + 1)
+        self._answers: dict[int, Answer] = {}
+        self._last_words: str | None = None
+        self._stopping = False
+        self._receiver = asyncio.create_task(self._receive(), name=f"replies of {child.name}")
+
+    @property
+    def alive(self) -> bool:
+        """Whether a request has a chance."""
+        return not self._stopping and not self._receiver.done() and self._child.returncode is None
+
+    @property
+    def pending(self) -> int:
+        """Requests that wait or are being answered."""
+        return len(self._answers)
+
+    @property
+    def pid(self) -> int:
+        """The engine's process."""
+        return self._child.pid
+
+    async def generate(
+        self, messages: Sequence[Message], sampling: Sampling
+    ) -> AsyncGenerator[Delta | Finished, None]:
+        """Answer a conversation: pieces of text, then how it ended.
+
+        Leaving early cancels the request; use `contextlib.aclosing`, so that it does so at once. Raises
+        InvalidInput or TooLarge for a request that cannot be answered, SlowClient when too much lies
+        unread, ChildFailed when the engine failed ("engine_died", "engine_stopped", "decode_failed").
+        """
+        if self._last_words is not None:
+            raise self._ended()
+        request = Generate(id=next(self._ids), messages=list(messages), sampling=sampling)
+        answer = self._answers[request.id] = Answer(request.id)
+        try:
+            await self._send(request)
+            while not isinstance(piece := await answer.read(), Finished):
+                yield piece
+            # Whoever has the end may never come back for more.
+            self._forget(request.id)
+            yield piece
+        finally:
+            self._forget(request.id)
+
+    async def stop(self) -> None:
+        """End the process; requests that are still pending fail with "engine_stopped"."""
+        self._stopping = True
+        await self._child.stop()
+        await asyncio.shield(self._receiver)
+
+    # --- requests ---
+
+    async def _send(self, request: Request) -> None:
+        self._writer.write(protocol.encode(request))
+        # A broken connection is told by the receiver, together with the reason.
+        with contextlib.suppress(ConnectionError):
+            await self._writer.drain()
+
+    def _forget(self, request_id: int) -> None:
+        """Stop listening to an answer, and stop the engine from writing it if it still does."""
+        answer = self._answers.pop(request_id, None)
+        if answer is not None and not answer.ended:
+            self._cancel(request_id)
+
+    def _cancel(self, request_id: int) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(protocol.encode(Cancel(id=request_id)))
+
+    # --- replies ---
+
+    async def _receive(self) -> None:
+        try:
+            while True:
+                self._dispatch(await _read_reply(self._reader))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # how the process ended says more
+        except (TooLarge, msgspec.MsgspecError):
+            logger.exception("engine breaks the protocol", extra={"child": self._child.name})
+        await self._bury()
+
+    def _dispatch(self, reply: Reply) -> None:
+        if isinstance(reply, Loading | Loaded):
+            return
+        answer = self._answers.get(reply.id)
+        if answer is None:
+            return  # cancelled, and the engine did not know yet
+        match reply:
+            case Delta():
+                answer.add(reply.text)
+                if answer.ended:
+                    self._cancel(reply.id)
+            case Finished():
+                answer.end(reply)
+            case Failed():
+                answer.end(_error(reply))
+
+    async def _bury(self) -> None:
+        """The connection has ended: see the process end, then tell everyone who waits."""
+        self._writer.close()
+        await _see_end(self._child)
+        self._last_words = self._child.describe_death()
+        for answer in self._answers.values():
+            answer.end(self._ended())
+        logger.log(
+            logging.INFO if self._stopping else logging.ERROR,
+            "engine ended",
+            extra={"child": self._child.name, "reason": self._last_words},
+        )
+
+    def _ended(self) -> ChildFailed:
+        if self._stopping:
+            return ChildFailed(
+                "engine_stopped",
+                f"{self._child.name} should answer, but it was stopped",
+                next_step="send the request again",
+            )
+        return _died(self._child)
+
+
+async def start(
+    name: str,
+    gguf_path: Path,
+    *,
+    n_ctx: int,
+    threads: int,
+    load_stall_seconds: float = 60,
+    program: Sequence[str] = PROGRAM,
+) -> Engine:
+    """Start an engine and wait until its model is loaded.
+
+    `name` is for logs and messages; `n_ctx` is cut to what the model was trained with. Raises ChildFailed
+    if the model cannot be loaded, if the process dies, or if loading shows no progress for
+    `load_stall_seconds`.
+    """
+    ours, theirs = socket.socketpair()
+    try:
+        with theirs:
+            child = await process.start(
+                name,
+                [
+                    *program,
+                    str(gguf_path),
+                    f"--n-ctx={n_ctx}",
+                    f"--threads={threads}",
+                    f"--socket-fd={theirs.fileno()}",
+                ],
+                pass_fds=(theirs.fileno(),),
+            )
+    except BaseException:
+        ours.close()
+        raise
+    reader, writer = await asyncio.open_unix_connection(sock=ours)
+    try:
+        loaded = await _wait_until_loaded(child, reader, load_stall_seconds)
+    except BaseException:
+        writer.close()
+        await child.stop()
+        raise
+    return Engine(child, reader, writer, loaded)
+
+
+async def _wait_until_loaded(
+    child: process.Child, reader: asyncio.StreamReader, stall_seconds: float
+) -> Loaded:
+    loop = asyncio.get_running_loop()
+    try:
+        async with asyncio.timeout(stall_seconds) as deadline:
+            while True:
+                reply = await _read_reply(reader)
+                match reply:
+                    case Loading():
+                        deadline.reschedule(loop.time() + stall_seconds)
+                    case Loaded():
+                        return reply
+                    case Failed():
+                        raise ChildFailed(reply.code, reply.message, next_step=reply.next_step)
+    except TimeoutError:
+        raise ChildFailed(
+            "engine_stalled",
+            f"{child.name} should show progress of loading every {stall_seconds:g} s; it has not",
+            next_step="raise engine_load_stall_seconds on a slow device",
+        ) from None
+    except (asyncio.IncompleteReadError, ConnectionError):
+        await _see_end(child)
+        raise _died(child) from None
+
+
+async def _read_reply(reader: asyncio.StreamReader) -> Reply:
+    length = protocol.body_length(await reader.readexactly(protocol.HEADER_BYTES))
+    return protocol.decode_reply(await reader.readexactly(length))
+
+
+async def _see_end(child: process.Child) -> None:
+    """Wait for the end of a process whose connection has ended; make it end if it does not."""
+    ended = asyncio.create_task(child.wait())
+    done, _ = await asyncio.wait({ended}, timeout=DEATH_GRACE_SECONDS)
+    if not done:
+        await child.stop()
+    await ended
+
+
+def _died(child: process.Child) -> ChildFailed:
+    return ChildFailed(
+        "engine_died",
+        f"{child.name} should answer, but: {child.describe_death()}",
+        next_step="try again; the model is loaded anew",
+    )
+
+
+def _error(reply: Failed) -> ApplianceError:
+    kind = InvalidInput if reply.caller_at_fault else ChildFailed
+    return kind(reply.code, reply.message, param=reply.param, next_step=reply.next_step)

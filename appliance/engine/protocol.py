@@ -1,0 +1,203 @@
+"""What the daemon and the engine say to each other, and how it is framed.
+
+A frame is the length of its body (4 bytes, big-endian) and a msgpack body: one tagged struct. Requests
+have ids, so that many share the one connection; id 0 stands for the loading of the model.
+
+Knows nothing of processes, of sockets or of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import msgspec
+
+from appliance.errors import InvalidInput, TooLarge
+
+MAX_FRAME_BYTES = 16 << 20
+HEADER_BYTES = 4
+LOADING_ID = 0
+
+# OpenAI's limits where OpenAI has the parameter, else what llama.cpp's samplers can take.
+SAMPLING_LIMITS: Mapping[str, tuple[float, float]] = {
+    "max_tokens": (1, 2**31 - 1),
+    "temperature": (0, 2),
+    "top_p": (0, 1),
+    "top_k": (0, 2**31 - 1),
+    "min_p": (0, 1),
+    "presence_penalty": (-2, 2),
+    "frequency_penalty": (-2, 2),
+    "seed": (-(2**63), 2**63 - 1),
+}
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 1024
+
+
+class Message(msgspec.Struct, frozen=True, kw_only=True):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How an answer is chosen; the defaults leave the model's distribution as it is.
+
+    `temperature` 0 is greedy, `top_k` 0 is off, `seed` None is a fresh one each time, and `max_tokens`
+    None lets an answer fill the context. Making one that breaks a limit raises InvalidInput.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: list[str] = []
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in SAMPLING_LIMITS.items():
+            value = getattr(self, name)
+            # The comparison is written so that NaN fails it.
+            if value is not None and not low <= value <= high:
+                raise InvalidInput(
+                    "invalid_value",
+                    f"{name} should be between {low} and {high}; it is {value}",
+                    param=name,
+                )
+        if len(self.stop) > MAX_STOP_STRINGS or not all(
+            1 <= len(stop) <= MAX_STOP_CHARACTERS for stop in self.stop
+        ):
+            raise InvalidInput(
+                "invalid_value",
+                f"stop should be at most {MAX_STOP_STRINGS} strings of 1 to {MAX_STOP_CHARACTERS} "
+                "characters; it is not",
+                param="stop",
+            )
+
+
+# --- daemon to engine ---
+
+
+class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Answer `messages`."""
+
+    id: int
+    messages: list[Message]
+    sampling: Sampling
+
+
+class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """Nobody wants this answer any more. It gets no reply, and an unknown id is no error."""
+
+    id: int
+
+
+# --- engine to daemon ---
+
+
+class Loading(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The model is being loaded; `progress` runs from 0 to 1."""
+
+    progress: float
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The model answers from now on.
+
+    `n_ctx` is the number of tokens that prompt and answer share here, `context_length` the number that
+    the model was trained with.
+    """
+
+    n_ctx: int
+    n_vocab: int
+    description: str
+    context_length: int
+
+
+class Delta(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The next piece of an answer; never empty."""
+
+    id: int
+    text: str
+
+
+class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The end of an answer, and what it took.
+
+    `cached_tokens` of the `prompt_tokens` were still in memory from the request before.
+    `completion_tokens` includes the end-of-turn token. `prompt_seconds` runs from the start of the work
+    to the first sampled token, `generation_seconds` from there to the last.
+    """
+
+    id: int
+    finish_reason: Literal["stop", "length"]
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int
+    prompt_seconds: float
+    generation_seconds: float
+
+
+class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A request (or, with id 0, the loading) came to nothing; an `ApplianceError` put on the wire.
+
+    `caller_at_fault` tells a request that cannot be answered from an engine that could not.
+    """
+
+    id: int
+    code: str
+    message: str
+    param: str | None = None
+    next_step: str | None = None
+    caller_at_fault: bool
+
+
+Request = Generate | Cancel
+Reply = Loading | Loaded | Delta | Finished | Failed
+
+_encoder = msgspec.msgpack.Encoder()
+_request_decoder = msgspec.msgpack.Decoder(Request)
+_reply_decoder = msgspec.msgpack.Decoder(Reply)
+
+
+def encode(message: Request | Reply) -> bytes:
+    """The frame of a message; raises TooLarge over the cap, InvalidInput for text that is not Unicode."""
+    try:
+        body = _encoder.encode(message)
+    except UnicodeEncodeError as exc:
+        raise InvalidInput(
+            "invalid_text", f"text should be valid Unicode, but: {exc.reason}", param="messages"
+        ) from exc
+    _check_length(len(body))
+    return len(body).to_bytes(HEADER_BYTES, "big") + body
+
+
+def body_length(header: bytes) -> int:
+    """The number of bytes that follow a header; raises TooLarge over the cap."""
+    length = int.from_bytes(header, "big")
+    _check_length(length)
+    return length
+
+
+def decode_request(body: bytes) -> Request:
+    """A request from its body; raises msgspec.MsgspecError if it is none."""
+    return _request_decoder.decode(body)
+
+
+def decode_reply(body: bytes) -> Reply:
+    """A reply from its body; raises msgspec.MsgspecError if it is none."""
+    return _reply_decoder.decode(body)
+
+
+def _check_length(length: int) -> None:
+    if length > MAX_FRAME_BYTES:
+        raise TooLarge(
+            "frame_too_large",
+            f"a frame may have {MAX_FRAME_BYTES} bytes; this one has {length}",
+            param="messages",
+            next_step="send a shorter conversation",
+        )
