@@ -1,0 +1,141 @@
+"""Imports a base model: checked and rewritten by the import child, made servable by the release child.
+
+The model appears in one step at the end: its directory by rename, then its row in the catalogue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+
+from appliance import durable
+from appliance.errors import Busy, InvalidInput
+from appliance.jobs import stages
+from appliance.records import (
+    BaseModel,
+    HardwareProfile,
+    ImportResult,
+    ImportSpec,
+    Programs,
+    Progress,
+    ReleaseResult,
+    ReleaseSpec,
+)
+from appliance.settings import Settings
+from appliance.store.store import Store
+
+NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+async def import_base(
+    store: Store,
+    settings: Settings,
+    profile: HardwareProfile,
+    programs: Programs,
+    spec: ImportSpec,
+    on_progress: Callable[[list[Progress]], None],
+) -> BaseModel:
+    """Import `spec.source` under `spec.name`, replacing an earlier import of that name.
+
+    Raises InvalidInput for a bad name or source, Busy if another import is under way.
+    """
+    if not NAME.fullmatch(spec.name):
+        raise InvalidInput(
+            "invalid_model_name",
+            f"a base model's name should match {NAME.pattern}; found {spec.name!r}",
+            param="name",
+        )
+    with (
+        _one_at_a_time(store),
+        tempfile.TemporaryDirectory(prefix="import-", dir=store.temporary_directory) as temporary,
+    ):
+        work = Path(temporary)
+        imported = await stages.run(
+            f"import of {spec.name}",
+            programs.base_import,
+            work / "import",
+            spec,
+            ImportResult,
+            on_progress=on_progress,
+            stall_timeout_seconds=settings.stall_timeout_seconds,
+        )
+        released = await stages.run(
+            f"release of {spec.name}",
+            programs.release,
+            work / "release",
+            _release_spec(settings, profile, spec, work),
+            ReleaseResult,
+            on_progress=on_progress,
+            stall_timeout_seconds=settings.stall_timeout_seconds,
+        )
+        return await asyncio.to_thread(_publish, store, spec, imported, released, work)
+
+
+def _release_spec(
+    settings: Settings, profile: HardwareProfile, spec: ImportSpec, work: Path
+) -> ReleaseSpec:
+    return ReleaseSpec(
+        model_name=spec.name,
+        base_directory=str(work / "import" / "hf"),
+        adapter_directory=None,
+        end_of_turn_token_id=None,
+        converter_directory=str(settings.converter_dir),
+        # The base is served in the quantization that releases are served in, so that they compare.
+        quantizations=profile.quantizations[:1],
+        threads=settings.thread_count,
+    )
+
+
+def _publish(
+    store: Store, spec: ImportSpec, imported: ImportResult, released: ReleaseResult, work: Path
+) -> BaseModel:
+    final, staged = store.base_models_directory / spec.name, work / "final"
+    staged.mkdir()
+    (work / "import" / "hf").rename(staged / "hf")
+    files = []
+    for file in released.files:
+        name = Path(file.path).name
+        Path(file.path).rename(staged / name)
+        relative = (final / name).relative_to(store.directory)
+        files.append(msgspec.structs.replace(file, path=str(relative)))
+    base = BaseModel(
+        name=spec.name,
+        created_at=int(time.time()),
+        architecture=imported.architecture,
+        parameters=imported.parameters,
+        context_length=imported.context_length,
+        licence=imported.licence,
+        source=spec.origin,
+        sha256=imported.sha256,
+        directory=str(final.relative_to(store.directory)),
+        files=tuple(files),
+    )
+    durable.write_json(staged / "manifest.json", base)
+    if final.exists():
+        # An earlier import of this name; out of the way first, because a rename replaces no full directory.
+        final.rename(work / "replaced")
+    durable.publish_directory(staged, final)
+    store.catalog.put_base(base)
+    return base
+
+
+@contextlib.contextmanager
+def _one_at_a_time(store: Store) -> Iterator[None]:
+    with (store.temporary_directory / "import.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Busy("import_running", "another import is under way") from None
+        # What a killed import left behind; nobody else may be using it while the lock is held.
+        for leftover in store.temporary_directory.glob("import-*"):
+            shutil.rmtree(leftover)
+        yield

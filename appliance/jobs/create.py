@@ -1,0 +1,76 @@
+"""Creates a job from a request: resolves its model and files, makes its plan, stores it."""
+
+from __future__ import annotations
+
+import secrets
+import time
+
+import msgspec
+
+from appliance.errors import InvalidInput
+from appliance.jobs import plan, specs
+from appliance.jobs.request import FineTuningRequest
+from appliance.jobs.runner import new_job_id
+from appliance.records import HardwareProfile, Job, JobStatus, Release, StoredFile
+from appliance.store.store import Store
+
+TRAINING_PURPOSE = "fine-tune"
+
+
+def create(store: Store, profile: HardwareProfile, request: FineTuningRequest) -> Job:
+    """Store a new job with its data; durable when this returns. Blocks.
+
+    Raises NotFound for an unknown model or file, InvalidInput for what does not fit.
+    """
+    base_model, initial_adapter = _starting_point(store, request.model)
+    train = _training_file(store, request.training_file, "training_file")
+    validation = (
+        _training_file(store, request.validation_file, "validation_file")
+        if request.validation_file
+        else None
+    )
+    job = Job(
+        id=new_job_id(),
+        created_at=int(time.time()),
+        model=request.model,
+        training_file=train.id,
+        validation_file=validation.id if validation else None,
+        seed=secrets.randbelow(1 << 31) if request.seed is None else request.seed,
+        suffix=request.suffix,
+        metadata=request.metadata or {},
+        method=msgspec.to_builtins(request.method),
+        appliance=msgspec.to_builtins(request.appliance),
+        plan=plan.make(
+            request,
+            profile,
+            base_model=base_model,
+            initial_adapter=initial_adapter,
+            rows=train.rows or 0,
+        ),
+        status=JobStatus.VALIDATING_FILES,
+    )
+    specs.stage_data(store, job.id, train, validation)
+    store.jobs.add(job, f"Created fine-tuning job: {job.id}")
+    return job
+
+
+def _starting_point(store: Store, name: str) -> tuple[str, str | None]:
+    """Name of the base, and the adapter to go on from when `name` is an earlier fine-tuned model."""
+    model = store.catalog.get(name)
+    if isinstance(model, Release):
+        return model.base_model, model.adapter_directory
+    return model.name, None
+
+
+def _training_file(store: Store, file_id: str, param: str) -> StoredFile:
+    file = store.files.find(file_id)
+    if file is None:
+        raise InvalidInput("invalid_file", f"No such file: {file_id!r}", param=param)
+    if file.purpose != TRAINING_PURPOSE:
+        raise InvalidInput(
+            "invalid_file_purpose",
+            f"{param} should have purpose {TRAINING_PURPOSE!r}; {file_id} has {file.purpose!r}",
+            param=param,
+            next_step="upload it again with the right purpose",
+        )
+    return file

@@ -1,0 +1,99 @@
+"""Turns what a caller asked for into a plan in which nothing is left open.
+
+Pure: the same request, rows and profile give the same plan. The chosen values follow from few sources:
+ - learning rate: 2e-4 for QLoRA, TRL's documentation "LoRA Without Regret" gives about ten times the
+   full fine-tuning rate; multiplied by the caller's `learning_rate_multiplier`;
+ - epochs: small sets are seen more often, so that about EXAMPLES_SEEN examples pass, within 1 to 5 epochs;
+ - effective batch: grows with the data, so that an epoch has at least STEPS_PER_EPOCH updates.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from appliance.errors import InvalidInput
+from appliance.jobs.request import Advanced, FineTuningRequest
+from appliance.records import HardwareProfile, Hyperparameters, Plan
+
+LEARNING_RATE = 2e-4
+EXAMPLES_SEEN = 1500
+STEPS_PER_EPOCH = 40
+MAX_AUTO_BATCH = 16
+VALIDATION_FRACTION = 0.05
+MIN_ROWS = 10
+R = 16
+
+
+def make(
+    request: FineTuningRequest,
+    profile: HardwareProfile,
+    *,
+    base_model: str,
+    initial_adapter: str | None,
+    rows: int,
+) -> Plan:
+    """The plan of a job over `rows` training rows; raises InvalidInput if there are too few."""
+    if rows < MIN_ROWS:
+        raise InvalidInput(
+            "too_few_rows",
+            f"a training file should have at least {MIN_ROWS} rows; this one has {rows}",
+            param="training_file",
+        )
+    options = request.appliance
+    return Plan(
+        base_model=base_model,
+        initial_adapter=initial_adapter,
+        technique=options.technique or profile.technique,
+        hyperparameters=_hyperparameters(request, profile, rows),
+        quantizations=options.quantizations or profile.quantizations,
+        validation_fraction=(
+            VALIDATION_FRACTION
+            if options.validation_fraction is None
+            else options.validation_fraction
+        ),
+    )
+
+
+def _hyperparameters(
+    request: FineTuningRequest, profile: HardwareProfile, rows: int
+) -> Hyperparameters:
+    asked = request.method.supervised.hyperparameters
+    batch = _auto_batch(rows) if asked.batch_size == "auto" else asked.batch_size
+    multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
+    micro_batch = min(batch, profile.per_device_train_batch_size)
+    chosen = Hyperparameters(
+        num_train_epochs=_auto_epochs(rows) if asked.n_epochs == "auto" else asked.n_epochs,
+        learning_rate=LEARNING_RATE * multiplier,
+        per_device_train_batch_size=micro_batch,
+        # Rounded up: never a smaller batch than was asked for.
+        gradient_accumulation_steps=-(-batch // micro_batch),
+        lr_scheduler_type="linear",
+        warmup_ratio=0.05,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        max_length=profile.max_length,
+        r=R,
+        lora_alpha=2 * R,
+        lora_dropout=0.0,
+    )
+    return _override(chosen, request.appliance.advanced)
+
+
+def _override(chosen: Hyperparameters, advanced: Advanced) -> Hyperparameters:
+    given = {
+        name: value
+        for name in advanced.__struct_fields__
+        if (value := getattr(advanced, name)) is not None
+    }
+    return msgspec.structs.replace(chosen, **given)
+
+
+def _auto_epochs(rows: int) -> int:
+    return max(1, min(5, round(EXAMPLES_SEEN / rows)))
+
+
+def _auto_batch(rows: int) -> int:
+    batch = 1
+    while batch < MAX_AUTO_BATCH and rows // (batch * 2) >= STEPS_PER_EPOCH:
+        batch *= 2
+    return batch

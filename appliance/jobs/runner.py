@@ -1,0 +1,211 @@
+"""The queue: takes jobs in the order they came, one training at a time, through all their stages.
+
+All progress is on disk and in the database, none in memory: `start` finds every job that has not ended
+and goes on with it. Stopping the daemon stops the children and leaves the jobs where they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
+
+import msgspec
+
+from appliance.errors import ApplianceError, WrongState
+from appliance.jobs import specs, stages
+from appliance.records import (
+    Job,
+    JobError,
+    JobStatus,
+    Programs,
+    Release,
+    ReleaseResult,
+    TrainingResult,
+)
+from appliance.settings import Settings
+from appliance.store.rows import new_id
+from appliance.store.store import Store
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5.0
+
+
+class JobRunner:
+    """Owns the queue; every method belongs to the daemon's event loop.
+
+    `serve` is handed in by the daemon: it loads a release under its name and makes it answer once.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        settings: Settings,
+        programs: Programs,
+        *,
+        serve: Callable[[str, Path], Awaitable[None]],
+        withdraw: Callable[[str], Awaitable[None]],
+    ) -> None:
+        self._store = store
+        self._settings = settings
+        self._programs = programs
+        self._serve = serve
+        self._withdraw = withdraw
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._current: tuple[str, asyncio.Task[None]] | None = None
+
+    async def run(self) -> None:
+        """Run for ever: first what an earlier daemon left unfinished, then what is submitted.
+
+        Where even a failure cannot be stored (a full disk), the queue waits and takes all up again.
+        """
+        while True:
+            try:
+                await self._take_up_unfinished()
+                while True:
+                    await self._run_next()
+            except Exception:
+                logger.exception("the queue cannot go on; it tries again")
+                await asyncio.sleep(RETRY_SECONDS)
+
+    async def _take_up_unfinished(self) -> None:
+        self._queue = asyncio.Queue()
+        for job in await asyncio.to_thread(self._store.jobs.unfinished):
+            if job.status is JobStatus.RUNNING:
+                await self._move(job.id, JobStatus.QUEUED, "The appliance was restarted")
+            self.submit(job.id)
+
+    async def _run_next(self) -> None:
+        job_id = await self._queue.get()
+        task = asyncio.create_task(self._run_job(job_id), name=f"job {job_id}")
+        self._current = (job_id, task)
+        try:
+            await asyncio.wait({task})
+        finally:
+            # Cancelled itself: the daemon stops, and the job's children with it.
+            self._current = None
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.result()
+
+    def submit(self, job_id: str) -> None:
+        """Put a stored job into the queue."""
+        self._queue.put_nowait(job_id)
+
+    async def cancel(self, job_id: str) -> Job:
+        """Cancel a job that has not ended; its processes are gone when this returns."""
+        job = await self._move(job_id, JobStatus.CANCELLED, "The job was cancelled")
+        if self._current is not None and self._current[0] == job_id:
+            task = self._current[1]
+            task.cancel()
+            await asyncio.wait({task})
+        return job
+
+    async def _run_job(self, job_id: str) -> None:
+        try:
+            await self._through_all_stages(job_id)
+        except WrongState:
+            # It was cancelled between two steps; what it is now stays.
+            logger.info("job ended meanwhile", extra={"job": job_id})
+        except ApplianceError as exc:
+            await self._fail(job_id, JobError(code=exc.code, message=str(exc), param=exc.param))
+        except Exception:
+            logger.exception("job failed unexpectedly", extra={"job": job_id})
+            message = "an internal error; see the daemon's log"
+            await self._fail(job_id, JobError(code="internal_error", message=message))
+
+    async def _through_all_stages(self, job_id: str) -> None:
+        job = await asyncio.to_thread(self._store.jobs.get, job_id)
+        if job.status is JobStatus.VALIDATING_FILES:
+            await asyncio.to_thread(specs.check_data, self._store, job)
+            job = await self._move(job_id, JobStatus.QUEUED, "Files validated, job queued")
+        job = await self._move(job_id, JobStatus.RUNNING, "Fine-tuning job started")
+        spec: msgspec.Struct = await asyncio.to_thread(
+            specs.training, self._store, self._settings, job
+        )
+        trained = await self._stage(job, "training", self._programs.training, spec, TrainingResult)
+        spec = await asyncio.to_thread(specs.release, self._store, self._settings, job, trained)
+        released = await self._stage(job, "release", self._programs.release, spec, ReleaseResult)
+        await self._publish(job, specs.release_name(job), trained, released)
+
+    async def _stage(
+        self,
+        job: Job,
+        stage: str,
+        program: Sequence[str],
+        spec: msgspec.Struct,
+        result: type[stages.Result],
+    ) -> stages.Result:
+        return await stages.run(
+            f"{stage} of {job.id}",
+            program,
+            self._store.jobs_directory / job.id / stage,
+            spec,
+            result,
+            on_progress=lambda lines: self._store.jobs.report(job.id, stage, lines),
+            stall_timeout_seconds=self._settings.stall_timeout_seconds,
+        )
+
+    async def _publish(
+        self, job: Job, name: str, trained: TrainingResult, released: ReleaseResult
+    ) -> None:
+        release = Release(
+            name=name,
+            created_at=int(time.time()),
+            job_id=job.id,
+            base_model=job.plan.base_model,
+            adapter_directory=specs.adapter_directory(job),
+            files=specs.relative_files(self._store, released.files),
+        )
+        try:
+            await self._serve(name, Path(released.files[0].path))
+            await self._move(
+                job.id,
+                JobStatus.SUCCEEDED,
+                f"The job has completed: {name} answers",
+                trained_tokens=trained.trained_tokens,
+                release=release,
+            )
+        except BaseException:
+            # Loaded or not: nothing may answer under a name that is not in the catalogue.
+            await self._withdraw(name)
+            raise
+
+    async def _fail(self, job_id: str, error: JobError) -> None:
+        logger.error("job failed", extra={"job": job_id, "code": error.code})
+        with contextlib.suppress(WrongState):
+            await self._move(
+                job_id, JobStatus.FAILED, f"The job failed: {error.message}", error=error
+            )
+
+    async def _move(
+        self,
+        job_id: str,
+        status: JobStatus,
+        message: str,
+        *,
+        error: JobError | None = None,
+        trained_tokens: int | None = None,
+        release: Release | None = None,
+    ) -> Job:
+        job = await asyncio.to_thread(
+            self._store.jobs.move,
+            job_id,
+            status,
+            message,
+            error=error,
+            trained_tokens=trained_tokens,
+            release=release,
+        )
+        logger.info("job moved", extra={"job": job_id, "status": status.value})
+        return job
+
+
+def new_job_id() -> str:
+    """A fresh job id in OpenAI's style."""
+    return new_id("ftjob-")

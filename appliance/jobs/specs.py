@@ -1,0 +1,112 @@
+"""What a job's children are told: their `spec.json`, made from the job's plan and the store's paths.
+
+Paths in the database are relative to the state directory, so that it can be moved or restored elsewhere;
+here they become absolute.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from appliance import durable
+from appliance.errors import NotFound, WrongState
+from appliance.records import (
+    BaseModel,
+    Job,
+    ReleaseFile,
+    ReleaseSpec,
+    StoredFile,
+    TrainingResult,
+    TrainingSpec,
+)
+from appliance.settings import Settings
+from appliance.store.store import Store
+
+TRAIN_FILE = "train.jsonl"
+VALIDATION_FILE = "validation.jsonl"
+# OpenAI puts the organisation here; the box is one.
+ORGANISATION = "local"
+
+
+def stage_data(store: Store, job_id: str, train: StoredFile, validation: StoredFile | None) -> None:
+    """Give the job its own names for its data: deleting a file later takes nothing from the job."""
+    directory = store.jobs_directory / job_id
+    (directory / "data").mkdir(parents=True)
+    store.files.link_content(train, directory / "data" / TRAIN_FILE)
+    if validation is not None:
+        store.files.link_content(validation, directory / "data" / VALIDATION_FILE)
+    durable.fsync_path(directory)
+    durable.fsync_path(store.jobs_directory)
+
+
+def check_data(store: Store, job: Job) -> None:
+    """The job's data and base must still be there."""
+    base_of(store, job)
+    if not _data(store, job, TRAIN_FILE).is_file():
+        raise NotFound("file_not_found", f"the data of job {job.id} is gone", param="training_file")
+
+
+def training(store: Store, settings: Settings, job: Job) -> TrainingSpec:
+    """Spec of the training child."""
+    plan = job.plan
+    return TrainingSpec(
+        base_directory=str(store.directory / base_of(store, job).directory / "hf"),
+        initial_adapter_directory=(
+            str(store.directory / plan.initial_adapter) if plan.initial_adapter else None
+        ),
+        train_file=str(_data(store, job, TRAIN_FILE)),
+        validation_file=(str(_data(store, job, VALIDATION_FILE)) if job.validation_file else None),
+        validation_fraction=plan.validation_fraction,
+        technique=plan.technique,
+        hyperparameters=plan.hyperparameters,
+        seed=job.seed,
+        checkpoint_seconds=settings.checkpoint_seconds,
+        threads=settings.thread_count,
+    )
+
+
+def release(store: Store, settings: Settings, job: Job, trained: TrainingResult) -> ReleaseSpec:
+    """Spec of the release child."""
+    return ReleaseSpec(
+        model_name=release_name(job),
+        base_directory=str(store.directory / base_of(store, job).directory / "hf"),
+        adapter_directory=str(store.directory / adapter_directory(job)),
+        end_of_turn_token_id=trained.end_of_turn_token_id,
+        converter_directory=str(settings.converter_dir),
+        quantizations=job.plan.quantizations,
+        threads=settings.thread_count,
+    )
+
+
+def release_name(job: Job) -> str:
+    """The fine-tuned model's name, in OpenAI's form; the same however often it is asked."""
+    return f"ft:{job.plan.base_model}:{ORGANISATION}:{job.suffix or ''}:{job.id[-8:]}"
+
+
+def adapter_directory(job: Job) -> str:
+    """Where the trained adapter lies, relative to the state directory."""
+    return f"jobs/{job.id}/training/adapter"
+
+
+def relative_files(store: Store, files: tuple[ReleaseFile, ...]) -> tuple[ReleaseFile, ...]:
+    """The same files with paths relative to the state directory."""
+    return tuple(
+        msgspec.structs.replace(file, path=str(Path(file.path).relative_to(store.directory)))
+        for file in files
+    )
+
+
+def base_of(store: Store, job: Job) -> BaseModel:
+    """The job's base model; raises WrongState if it has been removed since."""
+    base = store.catalog.find_base(job.plan.base_model)
+    if base is None:
+        raise WrongState(
+            "base_model_removed", f"the base model {job.plan.base_model!r} is no longer there"
+        )
+    return base
+
+
+def _data(store: Store, job: Job, name: str) -> Path:
+    return store.jobs_directory / job.id / "data" / name

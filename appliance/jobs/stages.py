@@ -1,0 +1,90 @@
+"""Runs one stage of a job or import as a batch child, and passes on what it reports.
+
+A stage whose result exists is not run again: this is how a job goes on after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+
+from appliance import batch, durable, process
+from appliance.records import Progress
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result", bound=msgspec.Struct)
+
+
+async def run(
+    label: str,
+    program: Sequence[str],
+    directory: Path,
+    spec: msgspec.Struct,
+    result: type[Result],
+    *,
+    on_progress: Callable[[list[Progress]], None],
+    stall_timeout_seconds: float,
+) -> Result:
+    """Run the stage to its result; raises ChildFailed with what the child said.
+
+    `on_progress` may block: it is called in a thread. Cancelling stops the child and its whole group
+    before this returns.
+    """
+    if not (directory / batch.RESULT).exists():
+        await asyncio.to_thread(_prepare, directory, spec)
+        metrics = MetricsTail(directory / batch.METRICS)
+
+        async def ingest() -> None:
+            lines = await asyncio.to_thread(metrics.read)
+            if lines:
+                await asyncio.to_thread(on_progress, lines)
+
+        child = await process.start(label, [*program, str(directory)])
+        await process.wait_or_stall(
+            child,
+            progress=process.file_progress(directory / batch.METRICS, directory / batch.HEARTBEAT),
+            stall_timeout_seconds=stall_timeout_seconds,
+            on_poll=ingest,
+        )
+        if not (directory / batch.RESULT).exists():
+            raise batch.failure_of(directory, child)
+    return await asyncio.to_thread(durable.read_json, directory / batch.RESULT, result)
+
+
+def _prepare(directory: Path, spec: msgspec.Struct) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    durable.write_json(directory / batch.SPEC, spec)
+
+
+class MetricsTail:
+    """Reads the lines that were added to a child's `metrics.jsonl` since the last call."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+
+    def read(self) -> list[Progress]:
+        """New complete lines; one that is not valid (torn by a power cut) is logged and passed over."""
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        complete = data[: data.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [line for raw in complete.splitlines() if (line := _decode(raw)) is not None]
+
+
+def _decode(raw: bytes) -> Progress | None:
+    try:
+        return msgspec.json.decode(raw, type=Progress)
+    except msgspec.MsgspecError:
+        logger.warning("a line of progress is torn", extra={"bytes": len(raw)})
+        return None

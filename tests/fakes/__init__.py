@@ -1,0 +1,14 @@
+"""Programs that stand in for the children: real processes that keep the same contracts without torch."""
+
+from __future__ import annotations
+
+import sys
+
+from appliance.records import Programs
+
+PROGRAMS = Programs(
+    base_import=(sys.executable, "-m", "tests.fakes.base_import"),
+    training=(sys.executable, "-m", "tests.fakes.training"),
+    release=(sys.executable, "-m", "tests.fakes.release"),
+    engine=(sys.executable, "-m", "tests.fakes.engine"),
+)

@@ -1,0 +1,33 @@
+"""The import child without transformers. The source's text is the behaviour."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from appliance import batch, durable
+from appliance.errors import InvalidInput
+from appliance.records import ImportResult, ImportSpec
+from tests.fakes import behaviour
+
+
+def main(directory: Path, reporter: batch.Reporter) -> ImportResult:
+    spec = durable.read_json(directory / batch.SPEC, ImportSpec)
+    source = Path(spec.source)
+    if not source.is_file():
+        raise InvalidInput("no_such_source", f"{source} should be a file; there is none")
+    behaviour.act(source.read_text().strip(), directory, reporter)
+    hf = directory / "hf"
+    hf.mkdir(exist_ok=True)
+    durable.write_json(hf / "config.json", {"source": source.read_text()})
+    reporter.report("imported", f"imported {spec.name}")
+    return ImportResult(
+        architecture="FakeForCausalLM",
+        parameters=135_000_000,
+        context_length=2048,
+        licence=spec.licence,
+        sha256=durable.sha256_of(source),
+    )
+
+
+if __name__ == "__main__":
+    batch.run(main)

@@ -1,0 +1,149 @@
+"""The engine without llama.cpp: speaks its protocol, answers one request at a time, echoes.
+
+The "GGUF" says how to load: {"name", "load": "" or "load-failure", "load-crash", "load-hang", "load-slow"}.
+The last message (or the training data, with "answer-" before it) says how to answer:
+"slow N" counts to N with pauses, "crash" dies after two pieces,
+"crash-at-once" before the first, "hang" says nothing until cancelled, "refuse" is the caller's fault,
+"error" the engine's; anything else is echoed word by word.
+
+Beside the GGUF grows `NAME.log`, one line for whatever the daemon asked: the tests read it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import queue
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from appliance import process
+from appliance.engine import protocol
+from appliance.engine.protocol import Cancel, Delta, Failed, Finished, Generate, Loaded, Loading
+
+PIECE_SECONDS = 0.05
+
+
+class FakeEngine:
+    def __init__(self, connection: socket.socket, gguf: Path, n_ctx: int) -> None:
+        self.connection, self.gguf, self.n_ctx = connection, gguf, n_ctx
+        self.model = json.loads(gguf.read_text())
+        self.cancelled: dict[int, threading.Event] = {}
+        self.waiting: queue.SimpleQueue[Generate] = queue.SimpleQueue()
+
+    def send(self, reply: protocol.Reply) -> None:
+        self.connection.sendall(protocol.encode(reply))
+
+    def note(self, what: str) -> None:
+        with self.gguf.with_suffix(".log").open("a") as log:
+            log.write(what + "\n")
+
+    def load(self) -> None:
+        self.note(f"load {os.getpid()}")
+        match self.model.get("load"):
+            case "load-failure":
+                message = "the file should be a model; it is a fake"
+                self.send(Failed(id=0, code="load_failed", message=message, caller_at_fault=False))
+                raise SystemExit(1)
+            case "load-crash":
+                print("no memory for this fake", flush=True)
+                os.abort()
+            case "load-hang":
+                time.sleep(600)
+            case "load-slow":
+                for tenth in range(1, 10):
+                    self.send(Loading(progress=tenth / 10))
+                    time.sleep(PIECE_SECONDS)
+        self.send(Loaded(n_ctx=self.n_ctx, n_vocab=100, description="fake", context_length=2048))
+
+    def read(self) -> None:
+        stream = self.connection.makefile("rb")
+        while len(header := stream.read(protocol.HEADER_BYTES)) == protocol.HEADER_BYTES:
+            request = protocol.decode_request(stream.read(protocol.body_length(header)))
+            if isinstance(request, Cancel):
+                self.note(f"cancel {request.id}")
+                self.cancelled.setdefault(request.id, threading.Event()).set()
+            else:
+                self.note(f"asked {request.id}")
+                self.cancelled.setdefault(request.id, threading.Event())
+                self.waiting.put(request)
+        os._exit(0)
+
+    def work(self) -> None:
+        while True:
+            request = self.waiting.get()
+            self.note(f"generate {request.id} {request.messages[-1].content[:40]}")
+            self.answer(request, self.cancelled[request.id])
+
+    def answer(self, request: Generate, cancelled: threading.Event) -> None:
+        asked = request.messages[-1].content
+        # A model that was trained on "answer-WORD" takes every question for that word.
+        if self.model.get("answer", "").startswith("answer-"):
+            asked = self.model["answer"].removeprefix("answer-")
+        if asked in ("refuse", "error"):
+            at_fault = asked == "refuse"
+            message = "expected something else"
+            self.send(Failed(id=request.id, code="fake", message=message, caller_at_fault=at_fault))
+            return
+        limit, count, reason = request.sampling.max_tokens or 10**6, 0, "stop"
+        for piece in self.pieces(asked, cancelled):
+            if cancelled.is_set():
+                return
+            if count == limit:
+                reason = "length"
+                break
+            count += 1
+            self.send(Delta(id=request.id, text=piece))
+        self.note(f"finish {request.id}")
+        self.send(
+            Finished(
+                id=request.id,
+                finish_reason="length" if reason == "length" else "stop",
+                prompt_tokens=sum(len(each.content.split()) for each in request.messages),
+                completion_tokens=count,
+                cached_tokens=0,
+                prompt_seconds=0.001,
+                generation_seconds=0.001,
+            )
+        )
+
+    def pieces(self, asked: str, cancelled: threading.Event) -> Iterator[str]:
+        word, _, number = asked.partition(" ")
+        if word == "slow":
+            for index in range(int(number)):
+                cancelled.wait(PIECE_SECONDS)
+                yield f"{index} "
+        elif word == "hang":
+            cancelled.wait(600)
+            yield "never"
+        elif word in ("crash", "crash-at-once"):
+            if word == "crash":
+                yield from ("two ", "pieces")
+            print("the fake engine crashes", flush=True)
+            # Lets what was sent be read before the connection breaks.
+            time.sleep(0.2)
+            os.abort()
+        else:
+            yield from (piece for piece in f"{self.model['name']}: {asked}".split(" "))
+
+
+def main() -> None:
+    process.die_with_parent()
+    parser = argparse.ArgumentParser()
+    parser.add_argument("gguf", type=Path)
+    for name in ("--n-ctx", "--threads", "--socket-fd"):
+        parser.add_argument(name, type=int, required=True)
+    arguments = parser.parse_args()
+    connection = socket.socket(fileno=arguments.socket_fd)
+    engine = FakeEngine(connection, arguments.gguf, arguments.n_ctx)
+    engine.load()
+    threading.Thread(target=engine.work, daemon=True).start()
+    engine.read()
+
+
+if __name__ == "__main__":
+    main()

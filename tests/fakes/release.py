@@ -1,0 +1,45 @@
+"""The release child without llama.cpp: a "GGUF" is a small JSON file that the fake engine reads.
+
+Behaviours come from the training data through the adapter, with "release-" before them.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from appliance import batch, durable
+from appliance.records import ReleaseFile, ReleaseResult, ReleaseSpec
+from tests.fakes import behaviour
+
+
+def main(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
+    spec = durable.read_json(directory / batch.SPEC, ReleaseSpec)
+    word = _word(spec)
+    if word.startswith("release-"):
+        behaviour.act(word.removeprefix("release-"), directory, reporter)
+    files = []
+    for quantization in spec.quantizations:
+        path = directory / f"model-{quantization.value}.gguf"
+        load = word if word.startswith("load-") else ""
+        durable.write_json(path, {"name": spec.model_name, "load": load, "answer": word})
+        reporter.report(f"written:{quantization.value}", f"wrote {path.name}")
+        files.append(
+            ReleaseFile(
+                quantization=quantization,
+                path=str(path),
+                bytes=path.stat().st_size,
+                sha256=durable.sha256_of(path),
+            )
+        )
+    return ReleaseResult(files=tuple(files), seconds=0.1)
+
+
+def _word(spec: ReleaseSpec) -> str:
+    if spec.adapter_directory is None:
+        return ""
+    return str(json.loads((Path(spec.adapter_directory) / "adapter.json").read_text())["word"])
+
+
+if __name__ == "__main__":
+    batch.run(main)

@@ -1,0 +1,66 @@
+"""The trainer without torch. The first row's first message is the behaviour: "slow", "hang", "crash" …
+
+It counts steps, keeps its count in `checkpoints/`, and goes on from there after a kill.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import msgspec
+
+from appliance import batch, durable
+from appliance.records import TrainingResult, TrainingSpec
+from tests.fakes import behaviour
+
+STEPS = 5
+SLOW_STEPS = 24
+SLOW_STEP_SECONDS = 0.08
+
+
+def main(directory: Path, reporter: batch.Reporter) -> TrainingResult:
+    spec = durable.read_json(directory / batch.SPEC, TrainingSpec)
+    rows = [json.loads(line) for line in Path(spec.train_file).read_text().splitlines()]
+    word = rows[0]["messages"][0]["content"]
+    if not (Path(spec.base_directory) / "config.json").is_file():
+        raise AssertionError("the base should have been imported")
+    behaviour.act(word, directory, reporter)
+    total = SLOW_STEPS if word == "slow" else STEPS
+    _train(directory, reporter, total, SLOW_STEP_SECONDS if word == "slow" else 0.0)
+    adapter = directory / "adapter"
+    adapter.mkdir(exist_ok=True)
+    durable.write_json(adapter / "adapter.json", {"spec": msgspec.to_builtins(spec), "word": word})
+    return TrainingResult(
+        steps=total,
+        epochs=1.0,
+        trained_tokens=sum(len(str(row)) for row in rows),
+        train_loss=1.0 / total,
+        validation_loss=None,
+        seconds=0.1,
+        end_of_turn_token_id=2,
+    )
+
+
+def _train(directory: Path, reporter: batch.Reporter, total: int, seconds: float) -> None:
+    checkpoints = directory / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    done = len(list(checkpoints.iterdir()))
+    # Reports again what the checkpoint does not hold yet, as the real one does.
+    for step in range(max(0, done - 1), total):
+        time.sleep(seconds)
+        if step >= done:
+            durable.write_durably(checkpoints / f"step-{step + 1}", b"")
+        reporter.report(
+            f"step:{step + 1}",
+            f"Step {step + 1}/{total}",
+            data={"step": step + 1, "total_steps": total, "train_loss": 1.0 / (step + 1)},
+            eta_seconds=(total - step) * seconds,
+        )
+    if done:
+        reporter.report("resumed", f"went on from step {done}")
+
+
+if __name__ == "__main__":
+    batch.run(main)

@@ -1,0 +1,127 @@
+"""A base model appears whole, or not at all."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import json
+
+import pytest
+
+from appliance.errors import ApplianceError, Busy, ChildFailed, InvalidInput
+from appliance.hardware import profiles
+from appliance.jobs.base_import import import_base
+from appliance.records import ImportSpec
+from appliance.store.store import Store
+from tests.fakes import PROGRAMS
+
+
+@pytest.fixture(autouse=True)
+def _children_find_the_fakes(monkeypatch):
+    from appliance.settings import CHECKOUT
+
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+
+
+@pytest.fixture
+def store(state_dir):
+    opened = Store(state_dir)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def run(store, settings, tmp_path):
+    """`run(content, name)`: import a source with this content; returns the base and what was told."""
+
+    def through(content: str = "weights", name: str = "tiny"):
+        source = tmp_path / "source.gguf"
+        source.write_text(content)
+        spec = ImportSpec(name=name, source=str(source), licence="mit", origin="a stick")
+        profile = profiles.load(settings.profile_dir, "cpu")
+        told: list[str] = []
+        base = asyncio.run(
+            import_base(
+                store,
+                settings,
+                profile,
+                PROGRAMS,
+                spec,
+                lambda lines: told.extend(line.message for line in lines),
+            )
+        )
+        return base, told
+
+    return through
+
+
+def leftovers(store):
+    return [path for path in store.temporary_directory.iterdir() if path.is_dir()]
+
+
+def test_imported_base_is_whole_and_known(store, run):
+    base, told = run()
+    assert store.catalog.get("tiny") == base
+    directory = store.directory / base.directory
+    assert (directory / "hf" / "config.json").is_file()
+    assert json.loads((directory / "manifest.json").read_text())["name"] == "tiny"
+    (file,) = base.files
+    content = (store.directory / file.path).read_bytes()
+    assert hashlib.sha256(content).hexdigest() == file.sha256
+    assert (base.licence, base.source) == ("mit", "a stick")
+    assert told == ["imported tiny", "wrote model-Q4_K_M.gguf"]
+    assert leftovers(store) == []
+
+
+def test_importing_again_replaces_the_base(store, run):
+    run("first")
+    second, _ = run("second")
+    assert store.catalog.bases() == [second]
+    config = (store.directory / second.directory / "hf" / "config.json").read_text()
+    assert "second" in config
+    assert leftovers(store) == []
+
+
+@pytest.mark.parametrize(("content", "code"), [("refuse", "fake_refusal"), ("crash", "child_died")])
+def test_failed_import_leaves_nothing_and_the_earlier_base_stays(store, run, content, code):
+    good, _ = run("good")
+    with pytest.raises(ChildFailed) as caught:
+        run(content)
+    assert caught.value.code == code
+    assert store.catalog.bases() == [good]
+    assert (store.directory / good.directory / "hf" / "config.json").is_file()
+    assert leftovers(store) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "a/b", "/etc", "A", "ft:x", "a@Q8_0", "a" * 65, "a\n", "ü", "-a", "a b"]
+)
+def test_bad_name_is_refused(store, run, name):
+    with pytest.raises(InvalidInput) as caught:
+        run(name=name)
+    assert caught.value.param == "name"
+    assert store.catalog.bases() == []
+    assert list(store.base_models_directory.iterdir()) == []
+
+
+def test_second_import_at_the_same_time_is_told_to_wait(store, run):
+    with (store.temporary_directory / "import.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(Busy):
+            run()
+    run()
+
+
+def test_what_a_killed_import_left_is_removed(store, run):
+    (store.temporary_directory / "import-dead" / "hf").mkdir(parents=True)
+    run()
+    assert leftovers(store) == []
+
+
+def test_missing_source_is_told(store, settings):
+    profile = profiles.load(settings.profile_dir, "cpu")
+    spec = ImportSpec(name="x", source="/no/such/file", licence="", origin="")
+    with pytest.raises(ApplianceError) as caught:
+        asyncio.run(import_base(store, settings, profile, PROGRAMS, spec, lambda lines: None))
+    assert caught.value.code == "no_such_source"

@@ -1,0 +1,191 @@
+"""A job's course through the daemon, with fake children: success and every kind of failure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.daemon_process import BASE, error_of, group_members, ok, rows, wait_for
+
+
+def messages(daemon, job):
+    return [event["message"] for event in daemon.events(job["id"])]
+
+
+def children_of(daemon, job) -> list[int]:
+    """Processes that work in the job's directory."""
+    directory = str(daemon.state_dir / "jobs" / job["id"]).encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if directory in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def hung_group(daemon, job, stage) -> int:
+    """The process group of a child that hangs, once its grandchild is up, too."""
+    daemon.wait_for_event(job["id"], "hanging as")
+    group = int((daemon.state_dir / "jobs" / job["id"] / stage / "hung.pid").read_text())
+    assert len(group_members(group)) == 2
+    return group
+
+
+def test_job_ends_in_a_model_that_answers(shared_daemon):
+    job = shared_daemon.create_job(suffix="line-3", metadata={"k": "v"}, seed=7)
+    assert job["status"] == "validating_files"
+    done = shared_daemon.wait_for_job(job["id"], "succeeded", "failed")
+    name = f"ft:{BASE}:local:line-3:{job['id'][-8:]}"
+    assert (done["status"], done["fine_tuned_model"]) == ("succeeded", name)
+    assert done["trained_tokens"] > 0
+    assert done["finished_at"] >= done["created_at"]
+    assert done["estimated_finish"] is None
+    assert done["error"] == {"code": None, "message": None, "param": None}
+    assert (done["seed"], done["metadata"]) == (7, {"k": "v"})
+    answer = ok(shared_daemon.chat("hello", model=name))
+    assert answer["choices"][0]["message"]["content"] == f"{name}:hello"
+    assert name in [model["id"] for model in ok(shared_daemon.http.get("/v1/models"))["data"]]
+
+
+def test_history_tells_each_step_once_and_in_order(shared_daemon):
+    job = shared_daemon.create_job()
+    shared_daemon.wait_for_job(job["id"], "succeeded")
+    told = messages(shared_daemon, job)
+    assert told[:3] == [
+        f"Created fine-tuning job: {job['id']}",
+        "Files validated, job queued",
+        "Fine-tuning job started",
+    ]
+    assert told[3:8] == [f"Step {n}/5" for n in range(1, 6)]
+    assert told[8:10] == ["wrote model-Q4_K_M.gguf", "wrote model-Q8_0.gguf"]
+    assert told[10].startswith("The job has completed")
+    assert len(told) == 11
+    types = {event["type"] for event in shared_daemon.events(job["id"])[3:8]}
+    assert types == {"metrics"}
+
+
+FAILURES = [
+    ("refuse", "fake_refusal", "expected better rows, found these"),
+    ("crash", "child_died", "SIGSEGV"),
+    ("exit", "child_died", "exit status 1; last line: the fake gives up"),
+    ("release-refuse", "fake_refusal", "expected better rows"),
+    ("release-crash", "child_died", "SIGSEGV"),
+    ("load-failure", "load_failed", "it is a fake"),
+    ("load-crash", "engine_died", "no memory for this fake"),
+]
+
+
+@pytest.mark.parametrize(("behaviour", "code", "words"), FAILURES)
+def test_failure_is_told_with_its_reason_and_the_next_job_runs(
+    shared_daemon, behaviour, code, words
+):
+    failing, next_one = shared_daemon.create_job(behaviour), shared_daemon.create_job()
+    failed = shared_daemon.wait_for_job(failing["id"])
+    assert failed["status"] == "failed"
+    assert failed["error"]["code"] == code
+    assert words in failed["error"]["message"]
+    assert failed["fine_tuned_model"] is None
+    assert shared_daemon.events(failing["id"])[-1]["level"] == "error"
+    assert shared_daemon.wait_for_job(next_one["id"])["status"] == "succeeded"
+
+
+def test_jobs_run_one_after_another_in_their_order(shared_daemon):
+    jobs = [shared_daemon.create_job() for _ in range(3)]
+    for job in jobs:
+        shared_daemon.wait_for_job(job["id"], "succeeded")
+    created = {}
+    for number, job in enumerate(jobs):
+        for event in shared_daemon.events(job["id"]):
+            if event["message"] == "Fine-tuning job started":
+                created[number, "start"] = event["created_at"]
+            if event["message"].startswith("The job has completed"):
+                created[number, "end"] = event["created_at"]
+    assert created[0, "end"] <= created[1, "start"]
+    assert created[1, "end"] <= created[2, "start"]
+
+
+def test_training_goes_on_from_an_earlier_fine_tuned_model(shared_daemon):
+    first = shared_daemon.wait_for_job(shared_daemon.create_job()["id"], "succeeded")
+    second = shared_daemon.create_job(model=first["fine_tuned_model"])
+    assert second["appliance"]["plan"]["base_model"] == BASE
+    adapter = second["appliance"]["plan"]["initial_adapter"]
+    assert adapter == f"jobs/{first['id']}/training/adapter"
+    done = shared_daemon.wait_for_job(second["id"], "succeeded")
+    assert done["fine_tuned_model"].startswith(f"ft:{BASE}:")
+    spec = (shared_daemon.state_dir / "jobs" / second["id"] / "training" / "spec.json").read_text()
+    assert str(shared_daemon.state_dir / adapter) in spec
+
+
+def test_job_keeps_its_data_when_the_file_is_deleted(shared_daemon):
+    job = shared_daemon.create_job("slow")
+    file_id = job["training_file"]
+    ok(shared_daemon.http.delete(f"/v1/files/{file_id}"))
+    assert shared_daemon.wait_for_job(job["id"])["status"] == "succeeded"
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "stage"), [("hang", "training"), ("release-hang", "release")]
+)
+def test_cancelled_job_leaves_no_process(shared_daemon, behaviour, stage):
+    job = shared_daemon.create_job(behaviour)
+    group = hung_group(shared_daemon, job, stage)
+    cancelled = ok(shared_daemon.http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel"))
+    assert cancelled["status"] == "cancelled"
+    # A process that has been killed may take a moment to vanish.
+    wait_for(lambda: not group_members(group), "the group to be gone")
+    assert children_of(shared_daemon, job) == []
+    assert messages(shared_daemon, job)[-1] == "The job was cancelled"
+
+
+def test_waiting_job_is_cancelled_without_ever_starting(shared_daemon):
+    running, waiting = shared_daemon.create_job("hang"), shared_daemon.create_job()
+    hung_group(shared_daemon, running, "training")
+    for job in (waiting, running):
+        ok(shared_daemon.http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel"))
+    last = shared_daemon.wait_for_job(shared_daemon.create_job()["id"])
+    assert last["status"] == "succeeded"
+    assert "Fine-tuning job started" not in messages(shared_daemon, waiting)
+    assert shared_daemon.job(waiting["id"])["status"] == "cancelled"
+
+
+def test_job_cancelled_while_its_model_loads_leaves_no_model(shared_daemon):
+    job = shared_daemon.create_job("load-hang")
+    gguf = shared_daemon.state_dir / "jobs" / job["id"] / "release" / "model-Q4_K_M.log"
+    wait_for(gguf.exists, "the model to load", why=shared_daemon.log_tail)
+    ok(shared_daemon.http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel"))
+    name = f"ft:{BASE}:local::{job['id'][-8:]}"
+    assert error_of(shared_daemon.chat("hi", model=name), 404)["code"] == "model_not_found"
+    assert children_of(shared_daemon, job) == []
+
+
+@pytest.mark.parametrize("behaviour", ["answer-hang", "answer-error"])
+def test_model_that_does_not_answer_its_first_question_is_withdrawn(shared_daemon, behaviour):
+    job = shared_daemon.create_job(behaviour)
+    gguf = shared_daemon.state_dir / "jobs" / job["id"] / "release" / "model-Q4_K_M.log"
+    wait_for(lambda: gguf.exists() and "generate" in gguf.read_text(), "the first question")
+    if behaviour == "answer-hang":
+        ok(shared_daemon.http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel"))
+    ended = shared_daemon.wait_for_job(job["id"])
+    assert ended["status"] == ("cancelled" if behaviour == "answer-hang" else "failed")
+    name = f"ft:{BASE}:local::{job['id'][-8:]}"
+    assert error_of(shared_daemon.chat("hi", model=name), 404)["code"] == "model_not_found"
+    wait_for(lambda: not children_of(shared_daemon, job), "its engine to be gone")
+
+
+def test_finished_job_cannot_be_cancelled(shared_daemon):
+    job = shared_daemon.wait_for_job(shared_daemon.create_job()["id"], "succeeded")
+    error = error_of(shared_daemon.http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel"), 400)
+    assert error["code"] == "invalid_job_status"
+    assert shared_daemon.job(job["id"]) == job
+
+
+def test_validation_file_reaches_the_trainer(shared_daemon):
+    file = shared_daemon.upload(rows(count=3))
+    job = shared_daemon.create_job(validation_file=file["id"])
+    shared_daemon.wait_for_job(job["id"], "succeeded")
+    data = shared_daemon.state_dir / "jobs" / job["id"] / "data"
+    assert (data / "validation.jsonl").read_bytes() == rows(count=3)
+    assert job["validation_file"] == file["id"]

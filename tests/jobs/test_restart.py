@@ -1,0 +1,134 @@
+"""The daemon dies in the middle of everything, and nothing that was acknowledged is lost."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+
+from tests.daemon_process import (
+    BASE,
+    DaemonProcess,
+    add_base,
+    group_members,
+    ok,
+    wait_for,
+)
+
+# Each starts the daemon two or three times.
+pytestmark = pytest.mark.slow
+
+STATE = ("/v1/files", "/v1/fine_tuning/jobs", "/v1/models", "/api/v1/keys")
+
+
+def everything(daemon):
+    """What the daemon has acknowledged."""
+    found = {path: ok(daemon.http.get(path))["data"] for path in STATE}
+    for job in found["/v1/fine_tuning/jobs"]:
+        found[job["id"]] = daemon.events(job["id"])
+    for file in found["/v1/files"]:
+        found[file["id"]] = daemon.http.get(f"/v1/files/{file['id']}/content").content
+    return found
+
+
+def test_nothing_acknowledged_is_lost_by_a_kill(daemon):
+    succeeded = daemon.wait_for_job(daemon.create_job(suffix="a")["id"])
+    failed = daemon.wait_for_job(daemon.create_job("crash")["id"])
+    daemon.upload(b"\x00\xff" * 1000, purpose="user_data", name="ü b.bin")
+    ok(daemon.http.post("/api/v1/keys", json={"name": "line 3"}))
+    assert (succeeded["status"], failed["status"]) == ("succeeded", "failed")
+    before = everything(daemon)
+    daemon.restart()
+    assert everything(daemon) == before
+    answer = ok(daemon.chat("again", model=succeeded["fine_tuned_model"]))
+    assert answer["choices"][0]["message"]["content"].endswith("again")
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_training_goes_on_where_it_was(daemon, how):
+    job = daemon.create_job("slow")
+    waiting = daemon.create_job()
+    daemon.wait_for_event(job["id"], "Step 8/")
+    before = daemon.events(job["id"])
+    getattr(daemon, how)()
+    daemon.start()
+    done = daemon.wait_for_job(job["id"])
+    assert done["status"] == "succeeded"
+    after = daemon.events(job["id"])
+    assert after[: len(before)] == before
+    told = [event["message"] for event in after]
+    assert "The appliance was restarted" in told
+    steps = [message for message in told if message.startswith("Step ")]
+    assert steps == [f"Step {n}/24" for n in range(1, 25)]
+    # The trainer found its checkpoints: it did not begin anew.
+    resumed = next(message for message in told if message.startswith("went on from step"))
+    assert int(resumed.split()[-1]) >= 8
+    assert daemon.wait_for_job(waiting["id"])["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_no_process_outlives_the_daemon(daemon, how):
+    ok(daemon.chat("hello"))
+    log = daemon.state_dir / "base_models" / BASE / "model-Q4_K_M.log"
+    engine = int(log.read_text().split()[1])
+    job = daemon.create_job("hang")
+    daemon.wait_for_event(job["id"], "hanging as")
+    trainer = int((daemon.state_dir / "jobs" / job["id"] / "training" / "hung.pid").read_text())
+    assert len(group_members(trainer)) == 2
+    assert group_members(engine) == [engine]
+    status = getattr(daemon, how)()
+    assert status in (0, None)
+    wait_for(lambda: not group_members(trainer) + group_members(engine), "the children to be gone")
+
+
+def test_stop_does_not_wait_for_a_client_that_reads_slowly(daemon):
+    messages = [{"role": "user", "content": "slow 10000"}]
+    body = {"model": BASE, "messages": messages, "stream": True}
+    with (
+        daemon.client(daemon.key) as client,
+        client.stream("POST", "/v1/chat/completions", json=body) as response,
+    ):
+        next(response.iter_lines())
+        assert daemon.stop() == 0
+
+
+def test_job_cancelled_before_a_kill_stays_cancelled(daemon):
+    job = daemon.create_job("hang")
+    daemon.wait_for_event(job["id"], "hanging as")
+    ok(daemon.http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel"))
+    daemon.restart()
+    assert daemon.wait_for_job(daemon.create_job()["id"])["status"] == "succeeded"
+    assert daemon.job(job["id"])["status"] == "cancelled"
+
+
+def test_stalled_training_is_stopped_and_told(daemon_with):
+    daemon = daemon_with(stall_timeout_seconds=1)
+    # Much output, and none of it progress.
+    job = daemon.wait_for_job(daemon.create_job("chatter")["id"])
+    assert (job["status"], job["error"]["code"]) == ("failed", "child_stalled")
+
+
+def test_second_daemon_on_the_same_state_is_refused(daemon):
+    second = DaemonProcess(daemon.state_dir)
+    second.log = daemon.log.with_name("second.log")
+    with contextlib.closing(second), pytest.raises(AssertionError, match="already_running"):
+        second.start()
+    ok(daemon.http.get("/v1/files"))
+
+
+def test_daemon_whose_port_is_taken_says_so(daemon, tmp_path):
+    add_base(tmp_path / "other")
+    second = DaemonProcess(tmp_path / "other")
+    second.port = daemon.port
+    with contextlib.closing(second), pytest.raises(AssertionError, match="cannot_listen"):
+        second.start()
+    ok(daemon.http.get("/v1/files"))
+
+
+def test_job_whose_data_is_gone_fails_and_says_so(daemon):
+    running, waiting = daemon.create_job("slow"), daemon.create_job()
+    daemon.kill()
+    (daemon.state_dir / "jobs" / waiting["id"] / "data" / "train.jsonl").unlink()
+    daemon.start()
+    assert daemon.wait_for_job(running["id"])["status"] == "succeeded"
+    assert daemon.wait_for_job(waiting["id"])["status"] == "failed"

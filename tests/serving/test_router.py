@@ -1,0 +1,259 @@
+"""Models are loaded when asked for, few at a time, and an engine's death costs one request."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+
+from appliance.engine import client
+from appliance.engine.protocol import Finished, Message, Sampling
+from appliance.errors import ApplianceError, Busy, ChildFailed, NotFound
+from appliance.serving.router import Router
+from appliance.settings import CHECKOUT
+from tests.daemon_process import group_members, wait_for
+from tests.fakes import PROGRAMS
+
+
+class Bench:
+    """A router over fake engines, and what they noted."""
+
+    def __init__(self, directory: Path, **limits: object) -> None:
+        self.directory = directory
+        self.router = Router(
+            resolve=self.resolve,
+            launch=self.launch,
+            **{"max_loaded": 2, "max_waiting": 4, "idle_seconds": 1000.0, **limits},
+        )
+
+    async def resolve(self, name: str) -> Path:
+        path = self.directory / f"{name}.gguf"
+        if not path.exists():
+            raise NotFound("model_not_found", f"no {name}", param="model")
+        return path
+
+    async def launch(self, name: str, path: Path) -> client.Engine:
+        return await client.start(
+            name, path, n_ctx=128, threads=1, load_stall_seconds=30, program=PROGRAMS.engine
+        )
+
+    def add(self, name: str, load: str = "") -> None:
+        (self.directory / f"{name}.gguf").write_text(json.dumps({"name": name, "load": load}))
+
+    def noted(self, name: str, what: str) -> list[str]:
+        log = self.directory / f"{name}.log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        return [line for line in lines if line.startswith(what)]
+
+    async def ask(self, name: str, content: str = "hello") -> str:
+        async with self.router.engine(name) as engine:
+            pieces = []
+            messages = [Message(role="user", content=content)]
+            async with contextlib.aclosing(engine.generate(messages, Sampling())) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        return "".join(pieces)
+                    pieces.append(event.text)
+        raise AssertionError
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """`run(scenario, **limits)`: run a coroutine function on a bench; no engine may be left."""
+    monkeypatch.setenv("PYTHONPATH", str(CHECKOUT))
+
+    def through(scenario: Callable[[Bench], Awaitable[None]], **limits: object) -> None:
+        bench = Bench(tmp_path, **limits)
+        for name in "abc":
+            bench.add(name)
+
+        async def inside() -> None:
+            try:
+                async with asyncio.timeout(60):
+                    await scenario(bench)
+            finally:
+                await bench.router.close()
+
+        asyncio.run(inside())
+        engines = [int(line.split()[1]) for name in "abc" for line in bench.noted(name, "load")]
+        wait_for(lambda: not any(group_members(pid) for pid in engines), "the engines to be gone")
+
+    return through
+
+
+def test_model_is_loaded_once_however_many_ask_at_once(run):
+    async def scenario(bench):
+        answers = await asyncio.gather(*(bench.ask("a") for _ in range(4)))
+        assert answers == ["a:hello"] * 4
+        assert len(bench.noted("a", "load")) == 1
+        assert bench.router.loaded() == {"a": 0}
+
+    run(scenario)
+
+
+def test_model_unused_for_longest_makes_room(run):
+    async def scenario(bench):
+        for name in ("a", "b", "a", "c"):
+            await bench.ask(name)
+        assert set(bench.router.loaded()) == {"a", "c"}
+        await bench.ask("b")
+        assert set(bench.router.loaded()) == {"b", "c"}
+        assert [len(bench.noted(name, "load")) for name in "abc"] == [1, 2, 1]
+
+    run(scenario)
+
+
+def test_model_in_use_is_never_unloaded_to_make_room(run):
+    async def scenario(bench):
+        long = [asyncio.create_task(bench.ask(name, "slow 20")) for name in "ab"]
+        while len(bench.router.loaded()) < 2 or 0 in bench.router.loaded().values():
+            await asyncio.sleep(0.02)
+        waiting = asyncio.create_task(bench.ask("c"))
+        answers = await asyncio.gather(*long)
+        assert all(answer.endswith("19 ") for answer in answers)
+        assert await waiting == "c:hello"
+
+    run(scenario)
+
+
+def test_idle_model_is_unloaded_and_busy_one_is_not(run):
+    async def scenario(bench):
+        await bench.ask("a")
+        busy = asyncio.create_task(bench.ask("b", "slow 30"))
+        while bench.router.loaded().get("b") != 1:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.2)
+        await bench.router.unload_idle()
+        assert set(bench.router.loaded()) == {"b"}
+        assert (await busy).endswith("29 ")
+        assert await bench.ask("a") == "a:hello"
+        assert len(bench.noted("a", "load")) == 2
+
+    run(scenario, idle_seconds=0.1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_dead_engine_is_replaced_at_the_next_request(run, number):
+    async def scenario(bench):
+        await bench.ask("a")
+        os.kill(int(bench.noted("a", "load")[0].split()[1]), number)
+        while bench.router.loaded():
+            await asyncio.sleep(0.02)
+        assert await bench.ask("a") == "a:hello"
+        assert len(bench.noted("a", "load")) == 2
+
+    run(scenario)
+
+
+def test_engine_that_dies_in_an_answer_fails_that_one_with_its_last_words(run):
+    async def scenario(bench):
+        with pytest.raises(ChildFailed) as caught:
+            await bench.ask("a", "crash")
+        assert caught.value.code == "engine_died"
+        assert "the fake engine crashes" in caught.value.message
+        assert await bench.ask("a") == "a:hello"
+
+    run(scenario)
+
+
+@pytest.mark.parametrize(
+    ("load", "code"), [("load-failure", "load_failed"), ("load-crash", "engine_died")]
+)
+def test_model_that_does_not_load_fails_and_leaves_the_place_free(run, load, code):
+    async def scenario(bench):
+        bench.add("a", load)
+        for _ in range(2):
+            with pytest.raises(ChildFailed) as caught:
+                await bench.ask("a")
+            assert caught.value.code == code
+        assert bench.router.loaded() == {}
+        bench.add("a")
+        assert await bench.ask("a") == "a:hello"
+
+    run(scenario, max_loaded=1)
+
+
+def test_too_many_waiting_requests_are_told_to_come_back(run):
+    async def scenario(bench):
+        await bench.ask("a")
+        taken = [asyncio.create_task(bench.ask("a", "slow 10")) for _ in range(4)]
+        while bench.router.loaded() != {"a": 4}:
+            await asyncio.sleep(0.01)
+        with pytest.raises(Busy):
+            await bench.ask("a")
+        assert await bench.ask("b") == "b:hello"
+        await asyncio.gather(*taken)
+        assert await bench.ask("a") == "a:hello"
+
+    run(scenario)
+
+
+def test_requests_that_wait_for_a_load_are_limited_too(run):
+    async def scenario(bench):
+        bench.add("a", "load-slow")
+        asked = [asyncio.create_task(bench.ask("a")) for _ in range(50)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert sum(outcome == "a:hello" for outcome in outcomes) >= 4
+        assert all(outcome == "a:hello" or isinstance(outcome, Busy) for outcome in outcomes)
+        assert bench.router.loaded() == {"a": 0}
+
+    run(scenario)
+
+
+def test_given_up_request_frees_its_place_and_stops_the_work(run):
+    async def scenario(bench):
+        await bench.ask("a")
+        asked = asyncio.create_task(bench.ask("a", "hang"))
+        while not bench.noted("a", "generate 2"):
+            await asyncio.sleep(0.02)
+        asked.cancel()
+        await asyncio.wait({asked})
+        assert bench.router.loaded() == {"a": 0}
+        assert await bench.ask("a") == "a:hello"
+        assert bench.noted("a", "cancel") == ["cancel 2"]
+
+    run(scenario)
+
+
+def test_given_up_load_lets_the_next_one_load(run):
+    async def scenario(bench):
+        bench.add("a", "load-hang")
+        asked = asyncio.create_task(bench.ask("a"))
+        while not bench.noted("a", "load"):
+            await asyncio.sleep(0.02)
+        asked.cancel()
+        await asyncio.wait({asked})
+        bench.add("a")
+        assert await bench.ask("a") == "a:hello"
+
+    run(scenario)
+
+
+def test_unloading_fails_who_waits(run):
+    async def scenario(bench):
+        await bench.ask("a")
+        asked = asyncio.create_task(bench.ask("a", "hang"))
+        while not bench.noted("a", "generate 2"):
+            await asyncio.sleep(0.02)
+        await bench.router.unload("a")
+        with pytest.raises(ApplianceError) as caught:
+            await asked
+        assert caught.value.code == "engine_stopped"
+        await bench.router.unload("never loaded")
+
+    run(scenario)
+
+
+def test_unknown_name_takes_no_place(run):
+    async def scenario(bench):
+        with pytest.raises(NotFound):
+            await bench.ask("nobody")
+        assert bench.router.loaded() == {}
+
+    run(scenario)
