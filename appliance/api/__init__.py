@@ -1,0 +1,1 @@
+"""The HTTP surface: validate, make one call, encode. No decisions are taken here."""

@@ -1,0 +1,1 @@
+"""The appliance's own resources, which OpenAI's API has no place for."""

@@ -1,0 +1,40 @@
+"""Cuts a client that stops sending in the middle of a body; the server itself only cuts slow headers."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+from litestar.types import ASGIApp, HTTPReceiveMessage, Receive, Scope, Send
+
+from appliance.errors import SlowClient
+
+
+class BodyTimeout:
+    """ASGI middleware that limits the pause between two pieces of a request's body."""
+
+    def __init__(self, app: ASGIApp, seconds: float) -> None:
+        self._app = app
+        self._seconds = seconds
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on with a `receive` that gives up."""
+        complete = False
+
+        async def receive_in_time() -> HTTPReceiveMessage:
+            nonlocal complete
+            if complete:
+                # What may still come is the news that the client is gone; that may take for ever.
+                return cast(HTTPReceiveMessage, await receive())
+            try:
+                received = await asyncio.wait_for(receive(), self._seconds)
+            except TimeoutError:
+                raise SlowClient(
+                    "request_timeout",
+                    f"the body should keep coming; nothing came for {self._seconds:g} s",
+                ) from None
+            message = cast(HTTPReceiveMessage, received)
+            complete = message["type"] != "http.request" or not message["more_body"]
+            return message
+
+        await self._app(scope, receive_in_time, send)

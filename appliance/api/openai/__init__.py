@@ -1,0 +1,1 @@
+"""OpenAI's wire format, one controller per resource."""

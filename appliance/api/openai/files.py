@@ -1,0 +1,140 @@
+"""`/v1/files`: upload, list, retrieve, read, delete."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast, get_args
+
+import msgspec
+from litestar import Controller, Request, delete, get, post
+from litestar.params import Parameter
+from litestar.response import File as FileResponse
+from litestar.status_codes import HTTP_200_OK
+
+from appliance.api.openai import upload_form
+from appliance.api.openai.paging import Deleted, Page
+from appliance.datasets import chat_rows
+from appliance.errors import InvalidInput
+from appliance.records import StoredFile
+from appliance.settings import Settings
+from appliance.store.store import Store
+
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+TRAINING: Purpose = "fine-tune"
+MAX_FILENAME_CHARACTERS = 255
+
+
+class FileObject(msgspec.Struct):
+    """OpenAI's File. `status` is old but required; a stored file has always been checked."""
+
+    id: str
+    bytes: int
+    created_at: int
+    filename: str
+    purpose: str
+    status: str = "processed"
+    status_details: str | None = None
+    expires_at: int | None = None
+    object: str = "file"
+
+
+def to_wire(file: StoredFile) -> FileObject:
+    """A stored file as OpenAI shows it."""
+    return FileObject(
+        id=file.id,
+        bytes=file.bytes,
+        created_at=file.created_at,
+        filename=file.filename,
+        purpose=file.purpose,
+    )
+
+
+class FilesController(Controller):
+    """OpenAI's files resource."""
+
+    path = "/v1/files"
+    tags = ("files",)
+
+    @post("/", operation_id="createFile", status_code=HTTP_200_OK)
+    async def create(
+        self, request: Request[Any, Any, Any], store: Store, settings: Settings
+    ) -> FileObject:
+        """Store a file; training data is checked row by row before it is accepted."""
+        async with upload_form.read(request) as form:
+            purpose = _purpose(form.fields.get("purpose"))
+            if form.filename is None:
+                raise InvalidInput(
+                    "missing_file", "the form should hold a file in its field file", param="file"
+                )
+            file = await asyncio.to_thread(
+                store.files.add,
+                form.file,
+                filename=_safe_filename(form.filename),
+                purpose=purpose,
+                limit_bytes=settings.max_upload_bytes,
+                check=_check_for(purpose),
+            )
+        return to_wire(file)
+
+    @get("/", operation_id="listFiles", sync_to_thread=True)
+    def list(
+        self,
+        store: Store,
+        purpose: str | None = None,
+        after: str | None = None,
+        limit: Annotated[int, Parameter(ge=1, le=10000)] = 10000,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> Page[FileObject]:
+        """List files, newest first."""
+        found, has_more = store.files.page(purpose=purpose, after=after, limit=limit, order=order)
+        data = [to_wire(file) for file in found]
+        ids = [file.id for file in data]
+        return Page(
+            data, has_more, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None
+        )
+
+    @get("/{file_id:str}", operation_id="retrieveFile", sync_to_thread=True)
+    def retrieve(self, store: Store, file_id: str) -> FileObject:
+        """Describe one file."""
+        return to_wire(store.files.get(file_id))
+
+    @get("/{file_id:str}/content", operation_id="downloadFile", sync_to_thread=True)
+    def content(self, store: Store, file_id: str) -> FileResponse:
+        """The file's bytes, as they were uploaded."""
+        file = store.files.get(file_id)
+        return FileResponse(
+            store.files.content_path(file),
+            filename=file.filename,
+            media_type="application/octet-stream",
+        )
+
+    @delete(
+        "/{file_id:str}", operation_id="deleteFile", status_code=HTTP_200_OK, sync_to_thread=True
+    )
+    def delete(self, store: Store, file_id: str) -> Deleted:
+        """Delete a file; jobs that use it keep their data."""
+        store.files.delete(file_id)
+        return Deleted(id=file_id, object="file")
+
+
+def _purpose(given: object) -> Purpose:
+    try:
+        return cast(Purpose, msgspec.convert(given, Purpose))
+    except msgspec.ValidationError:
+        raise InvalidInput(
+            "invalid_purpose",
+            f"purpose should be one of {', '.join(get_args(Purpose))}; found {given!r}",
+            param="purpose",
+        ) from None
+
+
+def _check_for(purpose: Purpose) -> Callable[[Path], int | None]:
+    return chat_rows.check_file if purpose == TRAINING else lambda path: None
+
+
+def _safe_filename(name: str) -> str:
+    # Shown to people and sent in a header; never a path here, whatever the client calls it.
+    printable = "".join(character for character in name if character.isprintable())
+    return printable.replace("\\", "/").rpartition("/")[2][:MAX_FILENAME_CHARACTERS] or "file"

@@ -1,0 +1,248 @@
+"""The composition root: the only place that builds everything and knows every part.
+
+Imports neither torch nor llama_cpp; a test sees to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import ipaddress
+import logging
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC
+from pathlib import Path
+from typing import IO, Any
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from granian.constants import Interfaces
+from granian.server.embed import Server
+from litestar import Litestar, Router
+from litestar.di import Provide
+from litestar.middleware import DefineMiddleware
+from litestar.openapi import OpenAPIConfig
+
+from appliance import __version__, process
+from appliance.api import auth, errors, health, metrics
+from appliance.api.appliance.catalog import ModelDetailsController
+from appliance.api.appliance.keys import KeysController
+from appliance.api.body_timeout import BodyTimeout
+from appliance.api.openai.chat import ChatController
+from appliance.api.openai.files import FilesController
+from appliance.api.openai.fine_tuning import FineTuningController
+from appliance.api.openai.model_list import ModelsController
+from appliance.engine import client as engine_client
+from appliance.engine.protocol import Finished, Message, Sampling
+from appliance.errors import ConfigurationError
+from appliance.hardware import profiles
+from appliance.jobs.runner import JobRunner
+from appliance.records import HardwareProfile, Programs
+from appliance.serving.names import gguf_path
+from appliance.serving.router import Router as ModelRouter
+from appliance.settings import Settings
+from appliance.store.store import Store, create_state_dir
+
+logger = logging.getLogger(__name__)
+
+# Room for the form around an uploaded file.
+MULTIPART_OVERHEAD_BYTES = 1 << 20
+IDLE_POLL_SECONDS = 10
+
+PROGRAMS = Programs(
+    base_import=tuple(process.python_child("appliance.basemodels")),
+    training=tuple(process.python_child("appliance.training")),
+    release=tuple(process.python_child("appliance.release")),
+    engine=engine_client.PROGRAM,
+)
+
+
+def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
+    """Build the application; its lifespan starts and stops everything else."""
+    profile = profiles.load(settings.profile_dir, settings.profile)
+    store = Store(settings.state_dir)
+    store.keys.ensure_admin(settings.admin_key_file)
+    router = _model_router(settings, profile, store, programs)
+    runner = JobRunner(store, settings, programs, serve=_serve_once(router), withdraw=router.unload)
+    counters = metrics.Metrics(
+        jobs_by_status=store.jobs.count_by_status, loaded_models=router.loaded
+    )
+
+    @asynccontextmanager
+    async def lifespan(_app: Litestar) -> AsyncIterator[None]:
+        queue = asyncio.create_task(runner.run(), name="job queue")
+        timers = AsyncIOScheduler(timezone=UTC)
+        timers.add_job(router.unload_idle, "interval", seconds=IDLE_POLL_SECONDS)
+        timers.start()
+        logger.info("ready", extra={"url": settings.url, "profile": profile.name})
+        notify_systemd("READY=1")
+        try:
+            yield
+        finally:
+            notify_systemd("STOPPING=1")
+            timers.shutdown(wait=False)
+            queue.cancel()
+            await asyncio.gather(queue, return_exceptions=True)
+            await router.close()
+            store.close()
+
+    app = Litestar(
+        route_handlers=[
+            Router(
+                "/",
+                route_handlers=[FilesController],
+                request_max_body_size=settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES,
+            ),
+            FineTuningController,
+            ModelsController,
+            ChatController,
+            KeysController,
+            ModelDetailsController,
+            health.healthz,
+            health.readyz,
+            metrics.get_metrics,
+        ],
+        guards=[auth.require_key],
+        exception_handlers=dict(errors.HANDLERS),
+        dependencies={
+            name: _provide(value)
+            for name, value in {
+                "store": store,
+                "settings": settings,
+                "profile": profile,
+                "router": router,
+                "runner": runner,
+                "metrics": counters,
+            }.items()
+        },
+        middleware=[
+            DefineMiddleware(metrics.CountRequests, metrics=counters),
+            DefineMiddleware(BodyTimeout, seconds=settings.body_timeout_seconds),
+        ],
+        lifespan=[lifespan],
+        request_max_body_size=settings.max_request_bytes,
+        openapi_config=OpenAPIConfig(title="Fine-tuning appliance", version=__version__),
+        logging_config=None,
+    )
+    app.state.store = store
+    return app
+
+
+def _provide(value: object) -> Provide:
+    def provided() -> Any:
+        return value
+
+    return Provide(provided, sync_to_thread=False)
+
+
+def _model_router(
+    settings: Settings, profile: HardwareProfile, store: Store, programs: Programs
+) -> ModelRouter:
+    async def resolve(name: str) -> Path:
+        return await asyncio.to_thread(gguf_path, store.directory, store.catalog.get, name)
+
+    async def launch(name: str, path: Path) -> engine_client.Engine:
+        return await engine_client.start(
+            name,
+            path,
+            n_ctx=profile.n_ctx,
+            threads=settings.thread_count,
+            load_stall_seconds=settings.engine_load_stall_seconds,
+            program=programs.engine,
+        )
+
+    return ModelRouter(
+        resolve=resolve,
+        launch=launch,
+        max_loaded=profile.max_loaded_models,
+        max_waiting=settings.max_waiting_requests,
+        idle_seconds=settings.engine_idle_seconds,
+    )
+
+
+def _serve_once(router: ModelRouter) -> Callable[[str, Path], Awaitable[None]]:
+    """What a finished job calls: load the release under its name and make it answer once."""
+
+    async def serve_once(name: str, path: Path) -> None:
+        await router.load(name, path)
+        async with router.engine(name) as engine:
+            question = [Message(role="user", content="Hello")]
+            events = engine.generate(question, Sampling(max_tokens=1, temperature=0.0))
+            async for event in events:
+                if isinstance(event, Finished):
+                    return
+
+    return serve_once
+
+
+async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:
+    """Run the daemon until SIGTERM or SIGINT."""
+    lock = _lock_state_dir(settings)
+    try:
+        _check_address(settings)
+        server = Server(
+            create_app(settings, programs),
+            address=settings.host,
+            port=settings.port,
+            interface=Interfaces.ASGI,
+            websockets=False,
+            log_access=False,
+            # Its own logging set-up would write plain text beside our JSON lines.
+            log_enabled=False,
+        )
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop)
+        await server.serve()
+    finally:
+        lock.close()
+
+
+def _check_address(settings: Settings) -> None:
+    """Refuse a port that is taken: granian would share it, and each of two daemons get some requests."""
+    try:
+        address = ipaddress.ip_address(settings.host)
+        with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((settings.host, settings.port))
+    except (OSError, ValueError) as exc:
+        raise ConfigurationError(
+            "cannot_listen",
+            f"host and port should be an IP address of this machine and a free port; "
+            f"{settings.host} port {settings.port}: {exc}",
+            next_step="give another --host or --port",
+        ) from exc
+
+
+def _lock_state_dir(settings: Settings) -> IO[str]:
+    """Two daemons on one state directory would run the same jobs twice."""
+    create_state_dir(settings.state_dir)
+    lock = (settings.state_dir / "daemon.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigurationError(
+            "already_running",
+            f"another daemon works on {settings.state_dir}",
+            next_step="stop it first, or give this one another --state-dir",
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
+
+
+def notify_systemd(state: str) -> None:
+    """Tell the service manager, if there is one (the protocol of sd_notify(3))."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sender:
+        sender.sendto(
+            state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address
+        )

@@ -1,0 +1,169 @@
+"""The official Python client, with nothing changed but its address and its key."""
+
+from __future__ import annotations
+
+import io
+
+import openai
+import pytest
+
+from tests.daemon_process import BASE, rows, wait_for
+
+
+@pytest.fixture
+def client(shared_daemon):
+    made = openai.OpenAI(
+        base_url=f"{shared_daemon.url}/v1", api_key=shared_daemon.key, max_retries=0, timeout=30
+    )
+    with made:
+        yield made
+
+
+def upload(client):
+    return client.files.create(file=("train.jsonl", rows()), purpose="fine-tune")
+
+
+def ended(client, job_id):
+    def probe():
+        job = client.fine_tuning.jobs.retrieve(job_id)
+        return job if job.finished_at else None
+
+    return wait_for(probe, "the job to end")
+
+
+def ask(client, model, content, **options):
+    messages = [{"role": "user", "content": content}]
+    return client.chat.completions.create(model=model, messages=messages, **options)
+
+
+def test_whole_way_from_a_file_to_an_answer(client):
+    file = client.files.wait_for_processing(upload(client).id)
+    assert (file.status, file.purpose, file.bytes) == ("processed", "fine-tune", len(rows()))
+    job = client.fine_tuning.jobs.create(
+        model=BASE,
+        training_file=file.id,
+        suffix="line-3",
+        seed=1,
+        metadata={"site": "north"},
+        method={"type": "supervised", "supervised": {"hyperparameters": {"n_epochs": 2}}},
+        extra_body={"appliance": {"quantizations": ["Q8_0"]}},
+    )
+    job = ended(client, job.id)
+    assert (job.status, job.error.code, job.hyperparameters.n_epochs) == ("succeeded", None, 2)
+    assert job.method.supervised.hyperparameters.n_epochs == 2
+    answer = ask(client, job.fine_tuned_model, "hello")
+    assert answer.choices[0].message.content == f"{job.fine_tuned_model}:hello"
+    assert answer.usage.total_tokens > 0
+    with ask(client, job.fine_tuned_model, "hello", stream=True) as chunks:
+        pieces = [chunk.choices[0].delta.content or "" for chunk in chunks]
+    assert "".join(pieces) == answer.choices[0].message.content
+    assert client.files.delete(file.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.files.retrieve(file.id)
+
+
+def test_streaming_helper_gives_the_whole_answer(client):
+    messages = [{"role": "user", "content": "a b c"}]
+    options = {"include_usage": True}
+    with client.chat.completions.stream(
+        model=BASE, messages=messages, stream_options=options
+    ) as events:
+        for _ in events:
+            pass
+        done = events.get_final_completion()
+    assert done.choices[0].message.content == f"{BASE}:abc"
+    assert done.usage.prompt_tokens == 3
+
+
+def test_files_come_back_as_they_went(client):
+    data = bytes(range(256)) * 100
+    file = client.files.create(file=io.BytesIO(data), purpose="user_data")
+    assert client.files.content(file.id).read() == data
+    again = client.files.create(
+        file=("again.bin", data),
+        purpose="user_data",
+        expires_after={"anchor": "created_at", "seconds": 3600},
+    )
+    ids = [each.id for each in client.files.list(purpose="user_data", limit=1)]
+    assert ids[:2] == [again.id, file.id]
+
+
+def test_models_are_listed_and_described(client):
+    names = {model.id for model in client.models.list()}
+    assert BASE in names
+    assert client.models.retrieve(BASE).object == "model"
+
+
+def test_jobs_and_events_are_paged_through(client):
+    file = upload(client)
+    jobs = [client.fine_tuning.jobs.create(model=BASE, training_file=file.id) for _ in range(3)]
+    listed = []
+    for job in client.fine_tuning.jobs.list(limit=2):
+        listed.append(job.id)
+        if len(listed) == 3:
+            break
+    assert listed == [job.id for job in reversed(jobs)]
+    for job in jobs:
+        ended(client, job.id)
+    events = list(client.fine_tuning.jobs.list_events(jobs[0].id, limit=3))
+    assert len({event.id for event in events}) == len(events) == 11
+    assert events[-1].message.startswith("Created fine-tuning job")
+
+
+def test_job_is_cancelled(client):
+    file = client.files.create(file=("t.jsonl", rows("slow")), purpose="fine-tune")
+    job = client.fine_tuning.jobs.create(model=BASE, training_file=file.id)
+    assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.fine_tuning.jobs.cancel(job.id)
+    assert caught.value.code == "invalid_job_status"
+
+
+ERRORS = [
+    (openai.NotFoundError, "model_not_found", lambda client: ask(client, "none", "q")),
+    (openai.NotFoundError, "model_not_found", lambda client: client.models.retrieve("a/b")),
+    (openai.NotFoundError, "file_not_found", lambda client: client.files.retrieve("file-x")),
+    (openai.BadRequestError, "fake", lambda client: ask(client, BASE, "refuse")),
+    (openai.BadRequestError, None, lambda client: ask(client, BASE, "q", n=3)),
+    (openai.BadRequestError, None, lambda client: ask(client, BASE, "q", temperature=9)),
+    (openai.InternalServerError, "fake", lambda client: ask(client, BASE, "error")),
+    (openai.InternalServerError, "engine_died", lambda client: ask(client, BASE, "crash")),
+    (
+        openai.BadRequestError,
+        "invalid_jsonl",
+        lambda client: client.files.create(file=("t", b"no json"), purpose="fine-tune"),
+    ),
+    (
+        openai.BadRequestError,
+        "invalid_file",
+        lambda client: client.fine_tuning.jobs.create(model=BASE, training_file="file-x"),
+    ),
+    (
+        openai.AuthenticationError,
+        "invalid_api_key",
+        lambda client: client.with_options(api_key="sk-wrong").models.list(),
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "code", "call"), ERRORS, ids=range(len(ERRORS)))
+def test_errors_arrive_as_the_clients_own(client, kind, code, call):
+    with pytest.raises(kind) as caught:
+        call(client)
+    assert caught.value.type in ("invalid_request_error", "server_error")
+    if code is not None:
+        assert caught.value.code == code
+
+
+def test_errors_are_many():
+    assert len(ERRORS) == 11
+
+
+def test_death_in_the_middle_of_a_stream_is_raised(client):
+    with (
+        pytest.raises(openai.APIError) as caught,
+        ask(client, BASE, "crash", stream=True) as chunks,
+    ):
+        for _ in chunks:
+            pass
+    assert caught.value.code == "engine_died"
