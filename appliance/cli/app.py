@@ -1,0 +1,23 @@
+"""The root of the command line: which verbs there are."""
+
+from __future__ import annotations
+
+import typer
+
+from appliance.cli import chat, demo, doctor, files, jobs, keys, models, serve
+
+app = typer.Typer(
+    name="appliance",
+    help="Fine-tune, release and serve language models on this box.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+app.command("serve")(serve.serve)
+app.command("demo")(demo.demo)
+app.command("doctor")(doctor.doctor)
+app.command("chat")(chat.chat)
+app.add_typer(files.app, name="files")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")

@@ -1,0 +1,34 @@
+"""`appliance doctor`: what works here and what does not. Needs no daemon."""
+
+from __future__ import annotations
+
+import asyncio
+
+import typer
+
+from appliance.checks.finding import Finding
+from appliance.cli import output
+from appliance.cli.options import JsonPath, with_settings
+from appliance.settings import Settings
+
+
+@with_settings(("state_dir", "profile", "profile_dir", "converter_dir", "threads"))
+def doctor(settings: Settings, json_path: JsonPath = None) -> None:
+    """Check this box; exit status 1 if something does not work."""
+    findings = asyncio.run(_run_all(settings))
+    rows = [(each.check, each.outcome, each.found, each.next_step) for each in findings]
+    columns = ("check", "outcome", "found", "next step")
+    output.show(findings, json_path, output.table("Doctor", columns, rows))
+    if any(each.outcome == "failed" for each in findings):
+        raise typer.Exit(1)
+
+
+async def _run_all(settings: Settings) -> list[Finding]:
+    # The database and its libraries come with them: too slow for every other command to wait for.
+    from appliance.checks import accelerator, converter, decode, four_bit, state_directory
+
+    findings = []
+    for module in (state_directory, accelerator, converter, four_bit, decode):
+        with output.error_console.status(f"checking {module.NAME} …"):
+            findings.append(await module.check(settings))
+    return findings

@@ -1,0 +1,45 @@
+"""`appliance files`: upload, list, delete."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+
+from appliance.cli import output
+from appliance.cli.client import connect
+from appliance.cli.options import CONNECTION, JsonPath, with_settings
+from appliance.settings import Settings
+
+app = typer.Typer(help="Datasets and other uploaded files.", no_args_is_help=True)
+
+
+@app.command("upload")
+@with_settings(CONNECTION)
+def upload(
+    settings: Settings, path: Path, purpose: str = "fine-tune", json_path: JsonPath = None
+) -> None:
+    """Upload a file; training data is checked row by row."""
+    with connect(settings) as client:
+        file = client.upload("/v1/files", path.name, path.read_bytes(), {"purpose": purpose})
+    output.show(file, json_path, f"{file['id']}  {file['bytes']} bytes")
+
+
+@app.command("list")
+@with_settings(CONNECTION)
+def list_files(settings: Settings, json_path: JsonPath = None) -> None:
+    """List uploaded files, newest first."""
+    with connect(settings) as client:
+        files = client.get("/v1/files")["data"]
+    columns = ("id", "filename", "purpose", "bytes", "created_at")
+    text = output.table("Files", columns, ([file[c] for c in columns] for file in files))
+    output.show(files, json_path, text)
+
+
+@app.command("delete")
+@with_settings(CONNECTION)
+def delete(settings: Settings, file_id: str, json_path: JsonPath = None) -> None:
+    """Delete a file."""
+    with connect(settings) as client:
+        deleted = client.delete(f"/v1/files/{file_id}")
+    output.show(deleted, json_path, f"{file_id} deleted")

@@ -1,0 +1,81 @@
+"""`appliance models`: list what there is, import a base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from appliance.cli import output
+from appliance.cli.client import connect
+from appliance.cli.options import CONNECTION, JsonPath, with_settings
+from appliance.records import BaseModel, Progress
+from appliance.settings import Settings
+
+app = typer.Typer(help="Base models and fine-tuned ones.", no_args_is_help=True)
+
+
+@app.command("list")
+@with_settings(CONNECTION)
+def list_models(settings: Settings, json_path: JsonPath = None) -> None:
+    """List models with licence and source, or base."""
+    with connect(settings) as client:
+        found = client.get("/api/v1/models")
+    rows = [
+        (base["name"], _types(base), f"{base['licence']}, from {base['source']}")
+        for base in found["base_models"]
+    ]
+    rows += [
+        (release["name"], _types(release), f"fine-tuned from {release['base_model']}")
+        for release in found["releases"]
+    ]
+    output.show(found, json_path, output.table("Models", ("name", "files", "origin"), rows))
+
+
+@app.command("import")
+@with_settings(("state_dir", "profile", "profile_dir", "converter_dir", "threads"))
+def import_model(
+    settings: Settings,
+    source: Annotated[Path, typer.Argument(help="Hugging Face directory, or one GGUF file.")],
+    name: Annotated[str, typer.Option(help="What the model is to be called here.")],
+    licence: Annotated[str, typer.Option(help="Its licence, such as Apache-2.0.")],
+    origin: Annotated[str, typer.Option(help="Where it was brought from, in words.")],
+    json_path: JsonPath = None,
+) -> None:
+    """Check a base model, store it, and make it servable; the daemon may be running or not."""
+    base = import_base(settings, source, name, licence, origin)
+    output.show(
+        base,
+        json_path,
+        f"{base.name}: {base.architecture}, {base.parameters:,} parameters, {base.licence}",
+    )
+
+
+def import_base(
+    settings: Settings, source: Path, name: str, licence: str, origin: str
+) -> BaseModel:
+    """Run an import in the foreground, showing its progress."""
+    import asyncio
+
+    from appliance.daemon import PROGRAMS
+    from appliance.hardware import profiles
+    from appliance.jobs import base_import
+    from appliance.records import ImportSpec
+    from appliance.store.store import Store
+
+    def show(lines: list[Progress]) -> None:
+        for line in lines:
+            output.error_console.print(f"  {line.message}", markup=False)
+
+    spec = ImportSpec(name=name, source=str(source.absolute()), licence=licence, origin=origin)
+    profile = profiles.load(settings.profile_dir, settings.profile)
+    store = Store(settings.state_dir)
+    try:
+        return asyncio.run(base_import.import_base(store, settings, profile, PROGRAMS, spec, show))
+    finally:
+        store.close()
+
+
+def _types(model: dict[str, list[dict[str, str]]]) -> str:
+    return ", ".join(file["quantization"] for file in model["files"])

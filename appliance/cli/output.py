@@ -1,0 +1,41 @@
+"""How commands show results: tables for people, JSON for scripts."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+# Tables go to stderr when stdout is taken by JSON.
+console = Console()
+error_console = Console(stderr=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A table of plain text: nothing in the cells is taken as markup."""
+    result = Table(title=title, title_justify="left")
+    for column in columns:
+        result.add_column(column, overflow="fold")
+    for row in rows:
+        result.add_row(*("" if cell is None else escape(str(cell)) for cell in row))
+    return result
+
+
+def show(result: Any, json_path: str | None, text: Any) -> None:
+    """Print `text` for people and write `result` to the JSON path, if one was given."""
+    if json_path == "-":
+        sys.stdout.write(_encode(result))
+        return
+    console.print(text)
+    if json_path is not None:
+        Path(json_path).write_text(_encode(result), encoding="utf-8")
+
+
+def _encode(result: Any) -> str:
+    return msgspec.json.format(msgspec.json.encode(result), indent=2).decode() + "\n"
