@@ -109,9 +109,6 @@ class JobRunner:
     async def _run_job(self, job_id: str) -> None:
         try:
             await self._through_all_stages(job_id)
-        except WrongState:
-            # It was cancelled between two steps; what it is now stays.
-            logger.info("job ended meanwhile", extra={"job": job_id})
         except ApplianceError as exc:
             await self._fail(job_id, JobError(code=exc.code, message=str(exc), param=exc.param))
         except Exception:
