@@ -75,7 +75,8 @@ def run(main: Callable[[Path, Reporter], object]) -> None:
             return
         (directory / ERROR).unlink(missing_ok=True)
         try:
-            result = main(directory, Reporter(directory))
+            with durable.full_disk_as_error(directory):
+                result = main(directory, Reporter(directory))
         except ApplianceError as exc:
             failure = Failure(
                 code=exc.code, message=exc.message, param=exc.param, next_step=exc.next_step

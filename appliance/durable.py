@@ -6,16 +6,40 @@ empty file under the final name, without the second the rename itself can be los
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from appliance.errors import CorruptState
+from appliance.errors import CorruptState, OutOfDisk
 
 T = TypeVar("T")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@contextlib.contextmanager
+def full_disk_as_error(directory: Path) -> Iterator[None]:
+    """Raise OutOfDisk where the operating system finds no room; any other OSError passes."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _NO_ROOM:
+            raise
+        raise out_of_disk(directory, os.strerror(exc.errno)) from exc
+
+
+def out_of_disk(directory: Path, found: str) -> OutOfDisk:
+    """The one wording for a full disk."""
+    return OutOfDisk(
+        "out_of_disk",
+        f"{directory} should have room for what is written there, but: {found}",
+        next_step="free some space and try again; nothing that was acknowledged is lost",
+    )
 
 
 def fsync_path(path: Path) -> None:

@@ -11,6 +11,7 @@ Knows nothing of HTTP; `appliance.api.errors` alone gives each kind its status.
     ├─ NotFound            no such file, job, model or key
     ├─ WrongState          the thing exists, but not in a state that allows this
     ├─ Busy                try again later
+    ├─ OutOfDisk           a write found no room; it works again once there is some
     ├─ ConfigurationError  the operator's settings or profile are wrong
     ├─ ChildFailed         a child process ended badly or stopped making progress
     └─ CorruptState        what is on disk is not what was written
@@ -69,6 +70,10 @@ class WrongState(ApplianceError):
 
 class Busy(ApplianceError):
     """Try again later."""
+
+
+class OutOfDisk(ApplianceError):
+    """A write found no room; it works again once there is some."""
 
 
 class ConfigurationError(ApplianceError):

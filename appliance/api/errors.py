@@ -31,6 +31,7 @@ STATUSES: Mapping[type[ApplianceError], HTTPStatus] = {
     # Not 409: OpenAI's clients repeat a request that ended in a conflict.
     errors.WrongState: HTTPStatus.BAD_REQUEST,
     errors.Busy: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.OutOfDisk: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.ConfigurationError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.ChildFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.CorruptState: HTTPStatus.INTERNAL_SERVER_ERROR,

@@ -60,7 +60,10 @@ def _hyperparameters(
     asked = request.method.supervised.hyperparameters
     batch = _auto_batch(rows) if asked.batch_size == "auto" else asked.batch_size
     multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
-    micro_batch = min(batch, profile.per_device_train_batch_size)
+    advanced = request.appliance.advanced
+    micro_batch = advanced.per_device_train_batch_size or min(
+        batch, profile.per_device_train_batch_size
+    )
     chosen = Hyperparameters(
         num_train_epochs=_auto_epochs(rows) if asked.n_epochs == "auto" else asked.n_epochs,
         learning_rate=LEARNING_RATE * multiplier,
@@ -76,7 +79,7 @@ def _hyperparameters(
         lora_alpha=2 * R,
         lora_dropout=0.0,
     )
-    return _override(chosen, request.appliance.advanced)
+    return _override(chosen, advanced)
 
 
 def _override(chosen: Hyperparameters, advanced: Advanced) -> Hyperparameters:

@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from appliance import batch, durable, process
-from appliance.errors import ApplianceError, ChildFailed, ConfigurationError
+from appliance.errors import ChildFailed, ConfigurationError
 from appliance.records import Quantization, ReleaseFile, ReleaseResult, ReleaseSpec
 from appliance.release import checks, llamacpp, merge
 
@@ -152,11 +152,10 @@ def _check_space(spec: ReleaseSpec, base: Path, work: Path) -> None:
     needed = bytes_needed(base, spec.quantizations, merging=spec.adapter_directory is not None)
     available = shutil.disk_usage(work).free
     if needed > available:
-        raise ApplianceError(
-            "no_space",
-            f"a release needs {needed / 2**30:.1f} GiB of free space in {work.parent}; "
+        raise durable.out_of_disk(
+            work.parent,
+            f"a release needs {needed / 2**30:.1f} GiB of free space; "
             f"there are {available / 2**30:.1f} GiB",
-            next_step="delete releases or files that are no longer needed",
         )
 
 

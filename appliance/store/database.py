@@ -6,6 +6,7 @@ Knows nothing of what the tables mean.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy.exc import DatabaseError, OperationalError
 
+from appliance import durable
 from appliance.errors import CorruptState
 
 BUSY_TIMEOUT_MILLISECONDS = 10_000
@@ -25,6 +27,7 @@ class Database:
     """The one SQLite file. Methods may be called from any thread."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
         self._engine = create_engine(
             f"sqlite:///{path}",
             json_serializer=lambda value: msgspec.json.encode(value).decode(),
@@ -45,8 +48,13 @@ class Database:
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
         """One atomic transaction; durable once the block is left without an exception."""
-        with self._engine.begin() as connection:
-            yield connection
+        try:
+            with self._engine.begin() as connection:
+                yield connection
+        except OperationalError as exc:
+            if getattr(exc.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
+                raise
+            raise durable.out_of_disk(self._path.parent, str(exc.orig)) from exc
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

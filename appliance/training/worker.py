@@ -6,8 +6,6 @@ Knows the job directory and nothing else of the appliance: no job, no queue, no 
 from __future__ import annotations
 
 import contextlib
-import errno
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -26,7 +24,6 @@ from appliance.training import adapter, base, callbacks, checkpoints, rows, spli
 
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def train(directory: Path, reporter: batch.Reporter) -> TrainingResult:
@@ -34,7 +31,7 @@ def train(directory: Path, reporter: batch.Reporter) -> TrainingResult:
     started_at = time.monotonic()
     spec = durable.read_json(directory / batch.SPEC, TrainingSpec)
     torch.set_num_threads(spec.threads)
-    with _expected_failures(directory):
+    with _out_of_memory_as_error():
         tokenizer = base.load_tokenizer(Path(spec.base_directory))
         conversations = rows.Conversations(tokenizer)
         train_rows, validation_rows = _rows(spec, conversations, reporter)
@@ -169,8 +166,7 @@ def _length(example: rows.Example) -> int:
 
 
 @contextlib.contextmanager
-def _expected_failures(directory: Path) -> Iterator[None]:
-    """Turn what a device can run out of into errors of ours."""
+def _out_of_memory_as_error() -> Iterator[None]:
     try:
         yield
     except torch.OutOfMemoryError as exc:
@@ -178,13 +174,4 @@ def _expected_failures(directory: Path) -> Iterator[None]:
             "out_of_memory",
             f"training should fit into the accelerator's memory, but: {exc}",
             next_step="lower per_device_train_batch_size or max_length, or choose a smaller base model",
-        ) from exc
-    except OSError as exc:
-        if exc.errno not in _DISK_FULL:
-            raise
-        raise ChildFailed(
-            "out_of_disk",
-            f"{directory} should have room for checkpoints and the adapter, but: "
-            f"{os.strerror(exc.errno)}",
-            next_step="free some space; the job then goes on from its newest checkpoint",
         ) from exc

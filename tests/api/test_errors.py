@@ -24,7 +24,7 @@ def test_every_kind_of_error_has_a_status():
         if issubclass(kind, ApplianceError) and kind is not ApplianceError
     }
     assert set(STATUSES) == kinds
-    assert len(kinds) == 11
+    assert len(kinds) == 12
     assert [kind for kind in kinds if STATUSES[kind] == 409] == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,14 @@ def test_validation_file_reaches_the_trainer(shared_daemon):
     data = shared_daemon.state_dir / "jobs" / job["id"] / "data"
     assert (data / "validation.jsonl").read_bytes() == rows(count=3)
     assert job["validation_file"] == file["id"]
+
+
+def test_job_whose_base_has_gone_fails_with_the_reason(daemon):
+    running, waiting = daemon.create_job("slow"), daemon.create_job()
+    daemon.wait_for_event(running["id"], "Step 3/")
+    with sqlite3.connect(daemon.state_dir / "appliance.db") as database:
+        database.execute("DELETE FROM base_models")
+    done = daemon.wait_for_job(waiting["id"], "succeeded", "failed")
+    assert done["status"] == "failed"
+    assert done["error"]["code"] == "base_model_removed"
+    assert BASE in done["error"]["message"]

@@ -51,6 +51,14 @@ def test_batch_that_was_asked_for_is_never_made_smaller(asked):
     assert chosen.per_device_train_batch_size <= PROFILE.per_device_train_batch_size
 
 
+@pytest.mark.parametrize("micro_batch", [1, 3, 8, 32])
+def test_micro_batch_alone_changes_no_effective_batch(micro_batch):
+    advanced = {"per_device_train_batch_size": micro_batch}
+    chosen = make(**hyperparameters(batch_size=8), appliance={"advanced": advanced}).hyperparameters
+    assert chosen.per_device_train_batch_size == micro_batch
+    assert chosen.gradient_accumulation_steps == -(-8 // micro_batch)
+
+
 def test_multiplier_scales_the_learning_rate():
     plain = make().hyperparameters.learning_rate
     chosen = make(**hyperparameters(learning_rate_multiplier=2)).hyperparameters

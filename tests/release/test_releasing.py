@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from appliance import durable, gguf_header, process
-from appliance.errors import ApplianceError, ChildFailed
-from appliance.records import Failure, Quantization, ReleaseResult
+from appliance.errors import ChildFailed
+from appliance.records import Failure, ReleaseResult
 from tests.children import make_adapter, reported, run_child
 
 pytestmark = [
@@ -311,30 +311,3 @@ class TestChecks:
         (tmp_path / "cut.gguf").write_bytes(content[:-4096])
         with pytest.raises(ChildFailed, match="should load"):
             llamacpp.Model(tmp_path / "cut.gguf", threads=1).__enter__()
-
-
-class TestSpace:
-    def test_needs_room_for_the_largest_moment(self, tiny: Path) -> None:
-        from appliance.release import releasing
-
-        parameters = 3_219_776
-        both = (Quantization.Q4_K_M, Quantization.Q8_0)
-        merging = releasing.bytes_needed(tiny, both, merging=True)
-        assert merging == parameters * 8 + 3 * releasing.METADATA_BYTES
-        plain = releasing.bytes_needed(tiny, both, merging=False)
-        quantized = int(parameters * (7.5 + 9.0) / 8)
-        assert plain == parameters * 4 + quantized + 3 * releasing.METADATA_BYTES
-
-    def test_a_full_disk_is_told_with_both_numbers(
-        self, tiny: Path, converter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from appliance import batch
-        from appliance.release import releasing
-
-        usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
-        monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-        (tmp_path / "spec.json").write_text(json.dumps(release_spec(tiny, None, converter)))
-        with pytest.raises(ApplianceError, match=r"needs 0\.1 GiB .* are 0\.0 GiB") as failed:
-            releasing.release(tmp_path, batch.Reporter(tmp_path))
-        assert failed.value.code == "no_space"
-        assert not (tmp_path / "intermediate").exists()

@@ -11,7 +11,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from appliance.errors import ConfigurationError, CorruptState
+from appliance.errors import ConfigurationError, CorruptState, OutOfDisk
 from appliance.store.database import MIGRATIONS, Database
 from appliance.store.store import Store
 from appliance.store.tables import api_keys, metadata
@@ -155,3 +155,16 @@ def test_state_directory_that_cannot_be_is_named(tmp_path, name):
 
 def test_state_directory_is_for_its_owner_alone(store, state_dir):
     assert state_dir.stat().st_mode & 0o777 == 0o700
+
+
+def test_full_disk_has_its_own_error_and_goes_away(database):
+    with database.reading() as connection:
+        (pages,) = connection.exec_driver_sql("PRAGMA page_count").one()
+    with pytest.raises(OutOfDisk, match="disk is full"), database.transaction() as connection:
+        connection.exec_driver_sql(f"PRAGMA max_page_count={pages}")
+        connection.execute(text("CREATE TABLE ballast (bytes BLOB)"))
+        connection.execute(text("INSERT INTO ballast VALUES (zeroblob(1000000))"))
+    with database.transaction() as connection:
+        connection.exec_driver_sql("PRAGMA max_page_count=1000000")
+        connection.execute(text("CREATE TABLE ballast (bytes BLOB)"))
+        connection.execute(text("INSERT INTO ballast VALUES (zeroblob(1000000))"))

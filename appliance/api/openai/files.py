@@ -62,7 +62,7 @@ class FilesController(Controller):
         self, request: Request[Any, Any, Any], store: Store, settings: Settings
     ) -> FileObject:
         """Store a file; training data is checked row by row before it is accepted."""
-        async with upload_form.read(request) as form:
+        async with upload_form.read(request, store.temporary_directory) as form:
             purpose = _purpose(form.fields.get("purpose"))
             if form.filename is None:
                 raise InvalidInput(

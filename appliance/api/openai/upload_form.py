@@ -10,11 +10,13 @@ import dataclasses
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from litestar import Request
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
 
+from appliance import durable
 from appliance.errors import InvalidInput
 
 MAX_PARTS = 16
@@ -33,8 +35,10 @@ class UploadForm:
 
 
 @asynccontextmanager
-async def read(request: Request[Any, Any, Any]) -> AsyncIterator[UploadForm]:
+async def read(request: Request[Any, Any, Any], spool: Path) -> AsyncIterator[UploadForm]:
     """The form of a request, its file at the beginning; raises InvalidInput if it is none.
+
+    A file too large for memory lies in the directory `spool` meanwhile; raises OutOfDisk if it is full.
 
     The file is gone when the block is left.
     """
@@ -42,10 +46,11 @@ async def read(request: Request[Any, Any, Any]) -> AsyncIterator[UploadForm]:
     boundary = options.get("boundary")
     if kind != "multipart/form-data" or not boundary:
         raise _invalid(f"Content-Type is {kind!r}")
-    with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES) as file:
+    with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES, dir=str(spool)) as file:
         form = UploadForm(cast(BinaryIO, file))
         try:
-            await _parse(request, boundary, form)
+            with durable.full_disk_as_error(spool):
+                await _parse(request, boundary, form)
         except (MultipartError, UnicodeError) as exc:
             raise _invalid(str(exc)) from exc
         file.seek(0)
