@@ -75,7 +75,7 @@ def run(main: Callable[[Path, Reporter], object]) -> None:
             return
         (directory / ERROR).unlink(missing_ok=True)
         try:
-            with durable.full_disk_as_error(directory):
+            with durable.full_disk_as_error():
                 result = main(directory, Reporter(directory))
         except ApplianceError as exc:
             failure = Failure(

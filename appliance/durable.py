@@ -22,24 +22,29 @@ T = TypeVar("T")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+def no_room(exc: OSError) -> bool:
+    """Whether the operating system refused a write for want of space, quota or permitted file size."""
+    return exc.errno in _NO_ROOM
+
+
+def out_of_disk(found: str) -> OutOfDisk:
+    """The one wording for a full disk."""
+    return OutOfDisk(
+        "out_of_disk",
+        f"the state directory should have room for what is written there, but: {found}",
+        next_step="free some space and try again",
+    )
+
+
 @contextlib.contextmanager
-def full_disk_as_error(directory: Path) -> Iterator[None]:
+def full_disk_as_error() -> Iterator[None]:
     """Raise OutOfDisk where the operating system finds no room; any other OSError passes."""
     try:
         yield
     except OSError as exc:
-        if exc.errno not in _NO_ROOM:
+        if not no_room(exc):
             raise
-        raise out_of_disk(directory, os.strerror(exc.errno)) from exc
-
-
-def out_of_disk(directory: Path, found: str) -> OutOfDisk:
-    """The one wording for a full disk."""
-    return OutOfDisk(
-        "out_of_disk",
-        f"{directory} should have room for what is written there, but: {found}",
-        next_step="free some space and try again; nothing that was acknowledged is lost",
-    )
+        raise out_of_disk(str(exc)) from exc
 
 
 def fsync_path(path: Path) -> None:

@@ -16,7 +16,7 @@ from litestar.exceptions import (
     ValidationException,
 )
 
-from appliance import errors
+from appliance import durable, errors
 from appliance.errors import ApplianceError
 
 logger = logging.getLogger(__name__)
@@ -100,6 +100,13 @@ def handle_recursion(request: Request[Any, Any, Any], exc: RecursionError) -> Re
     return _response(Envelope(ErrorBody(message, _type_of(status), None, "invalid_value")), status)
 
 
+def handle_os_error(request: Request[Any, Any, Any], exc: OSError) -> Response[Envelope]:
+    """Answer for a full disk with its own kind; any other refusal of the system is a fault of ours."""
+    if durable.no_room(exc):
+        return handle_appliance_error(request, durable.out_of_disk(str(exc.strerror)))
+    return handle_unexpected(request, exc)
+
+
 def handle_unexpected(request: Request[Any, Any, Any], exc: Exception) -> Response[Envelope]:
     """Answer for a fault of ours; the details go to the log alone."""
     logger.error("unexpected error", exc_info=exc, extra={"path": request.url.path})
@@ -113,6 +120,7 @@ HANDLERS: Mapping[Any, Any] = {
     ApplianceError: handle_appliance_error,
     HTTPException: handle_http_exception,
     RecursionError: handle_recursion,
+    OSError: handle_os_error,
     Exception: handle_unexpected,
 }
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 
+from appliance import durable
 from appliance.errors import ApplianceError, WrongState
 from appliance.jobs import specs, stages
 from appliance.records import (
@@ -108,7 +109,8 @@ class JobRunner:
 
     async def _run_job(self, job_id: str) -> None:
         try:
-            await self._through_all_stages(job_id)
+            with durable.full_disk_as_error():
+                await self._through_all_stages(job_id)
         except ApplianceError as exc:
             await self._fail(job_id, JobError(code=exc.code, message=str(exc), param=exc.param))
         except Exception:

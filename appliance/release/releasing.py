@@ -153,7 +153,6 @@ def _check_space(spec: ReleaseSpec, base: Path, work: Path) -> None:
     available = shutil.disk_usage(work).free
     if needed > available:
         raise durable.out_of_disk(
-            work.parent,
             f"a release needs {needed / 2**30:.1f} GiB of free space; "
             f"there are {available / 2**30:.1f} GiB",
         )

@@ -27,7 +27,6 @@ class Database:
     """The one SQLite file. Methods may be called from any thread."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self._engine = create_engine(
             f"sqlite:///{path}",
             json_serializer=lambda value: msgspec.json.encode(value).decode(),
@@ -54,7 +53,7 @@ class Database:
         except OperationalError as exc:
             if getattr(exc.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
                 raise
-            raise durable.out_of_disk(self._path.parent, str(exc.orig)) from exc
+            raise durable.out_of_disk(str(exc.orig)) from exc
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

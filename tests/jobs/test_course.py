@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from pathlib import Path
 
@@ -195,7 +196,8 @@ def test_validation_file_reaches_the_trainer(shared_daemon):
 def test_job_whose_base_has_gone_fails_with_the_reason(daemon):
     running, waiting = daemon.create_job("slow"), daemon.create_job()
     daemon.wait_for_event(running["id"], "Step 3/")
-    with sqlite3.connect(daemon.state_dir / "appliance.db") as database:
+    path = daemon.state_dir / "appliance.db"
+    with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("DELETE FROM base_models")
     done = daemon.wait_for_job(waiting["id"], "succeeded", "failed")
     assert done["status"] == "failed"

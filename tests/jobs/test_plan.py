@@ -52,11 +52,12 @@ def test_batch_that_was_asked_for_is_never_made_smaller(asked):
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 8, 32])
-def test_micro_batch_alone_changes_no_effective_batch(micro_batch):
+def test_effective_batch_follows_the_micro_batch_by_rounding_up_only(micro_batch):
     advanced = {"per_device_train_batch_size": micro_batch}
     chosen = make(**hyperparameters(batch_size=8), appliance={"advanced": advanced}).hyperparameters
     assert chosen.per_device_train_batch_size == micro_batch
-    assert chosen.gradient_accumulation_steps == -(-8 // micro_batch)
+    effective = chosen.per_device_train_batch_size * chosen.gradient_accumulation_steps
+    assert 8 <= effective < 8 + micro_batch
 
 
 def test_multiplier_scales_the_learning_rate():

@@ -12,7 +12,7 @@ from appliance.errors import OutOfDisk
 from appliance.records import Quantization
 from tests.release.test_releasing import release_spec
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.llama]
 
 
 def test_needs_room_for_the_largest_moment(tiny: Path) -> None:

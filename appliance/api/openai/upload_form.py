@@ -16,7 +16,6 @@ from typing import Any, BinaryIO, cast
 from litestar import Request
 from multipart import MultipartError, MultipartSegment, PushMultipartParser
 
-from appliance import durable
 from appliance.errors import InvalidInput
 
 MAX_PARTS = 16
@@ -38,9 +37,7 @@ class UploadForm:
 async def read(request: Request[Any, Any, Any], spool: Path) -> AsyncIterator[UploadForm]:
     """The form of a request, its file at the beginning; raises InvalidInput if it is none.
 
-    A file too large for memory lies in the directory `spool` meanwhile; raises OutOfDisk if it is full.
-
-    The file is gone when the block is left.
+    A large file lies in the directory `spool` meanwhile; it is gone when the block is left.
     """
     kind, options = request.content_type
     boundary = options.get("boundary")
@@ -49,8 +46,7 @@ async def read(request: Request[Any, Any, Any], spool: Path) -> AsyncIterator[Up
     with tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES, dir=str(spool)) as file:
         form = UploadForm(cast(BinaryIO, file))
         try:
-            with durable.full_disk_as_error(spool):
-                await _parse(request, boundary, form)
+            await _parse(request, boundary, form)
         except (MultipartError, UnicodeError) as exc:
             raise _invalid(str(exc)) from exc
         file.seek(0)
