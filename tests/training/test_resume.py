@@ -21,6 +21,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow]
 Spec = Callable[..., dict[str, Any]]
 MODULE = "appliance.training"
 STEPS_PER_EPOCH = 13
+KEPT = 2
 
 
 @pytest.mark.timeout(900)  # four starts of a child that imports torch
@@ -32,7 +33,8 @@ def test_killed_runs_end_bit_equal_to_an_undisturbed_one(spec: Spec, tmp_path: P
     start(killed, spec(num_train_epochs=2, checkpoint_seconds=0.0))
     newest = kill_after_step(killed, 5)
     assert newest % STEPS_PER_EPOCH != 0
-    assert len(checkpoints(killed)) == 2
+    # One too many when the kill came between a checkpoint's rename and the removal of the oldest.
+    assert len(checkpoints(killed)) in (KEPT, KEPT + 1)
 
     # The second time the newest checkpoint is torn as well.
     newest = kill_after_step(killed, STEPS_PER_EPOCH + 3)
