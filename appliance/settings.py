@@ -25,6 +25,8 @@ DEFAULT_CONFIG_FILE = Path("/etc/appliance/appliance.toml")
 # Files beside the package in a checkout, and where the installer puts them otherwise.
 CHECKOUT = Path(__file__).resolve().parent.parent
 INSTALLED = Path(sys.prefix, "share/appliance")
+# The starter base model with its licence and provenance, laid down by the installer.
+STARTER = INSTALLED / "starter"
 
 MIB = 1 << 20
 

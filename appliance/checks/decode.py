@@ -1,12 +1,14 @@
-"""Does llama.cpp decode here? Decided by a real answer of an imported model, in a real engine child."""
+"""Does llama.cpp decode here? Decided by a real answer of a real model, in a real engine child."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from appliance.checks.finding import Finding
 from appliance.engine import client
 from appliance.engine.protocol import Finished, Message, Sampling
 from appliance.errors import ApplianceError
-from appliance.settings import Settings
+from appliance.settings import STARTER, Settings
 from appliance.store.store import Store
 
 NAME = "llama.cpp decode"
@@ -15,35 +17,39 @@ MAX_TOKENS = 8
 
 
 async def check(settings: Settings) -> Finding:
-    """Load the oldest base model and let it say a few words."""
+    """Load a model and let it say a few words."""
+    model = _model(settings)
+    if model is None:
+        return Finding(
+            check=NAME,
+            outcome="not checked",
+            found="there is no model yet to try it with",
+            next_step="appliance models import",
+        )
+    name, gguf = model
+    try:
+        engine = await client.start(name, gguf, n_ctx=N_CTX, threads=settings.thread_count)
+    except ApplianceError as exc:
+        return Finding(check=NAME, outcome="failed", found=str(exc), next_step="./install.sh")
+    try:
+        return await _answer(engine, name)
+    except ApplianceError as exc:
+        return Finding(check=NAME, outcome="failed", found=str(exc), next_step="./install.sh")
+    finally:
+        await engine.stop()
+
+
+def _model(settings: Settings) -> tuple[str, Path] | None:
+    """Name and file of the oldest base model, else of the starter that the installer laid down."""
     store = Store(settings.state_dir)
     try:
         bases = store.catalog.bases()
     finally:
         store.close()
-    if not bases:
-        return Finding(
-            check=NAME,
-            outcome="not checked",
-            found="no base model has been imported",
-            next_step="appliance models import",
-        )
-    base = bases[0]
-    try:
-        engine = await client.start(
-            base.name,
-            settings.state_dir / base.files[0].path,
-            n_ctx=N_CTX,
-            threads=settings.thread_count,
-        )
-    except ApplianceError as exc:
-        return Finding(check=NAME, outcome="failed", found=str(exc), next_step="./install.sh")
-    try:
-        return await _answer(engine, base.name)
-    except ApplianceError as exc:
-        return Finding(check=NAME, outcome="failed", found=str(exc), next_step="./install.sh")
-    finally:
-        await engine.stop()
+    if bases:
+        return bases[0].name, settings.state_dir / bases[0].files[0].path
+    starters = sorted(STARTER.glob("*.gguf"))
+    return (starters[0].name, starters[0]) if starters else None
 
 
 async def _answer(engine: client.Engine, name: str) -> Finding:

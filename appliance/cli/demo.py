@@ -25,9 +25,9 @@ from appliance.cli.follow import follow_job
 from appliance.cli.models import import_base
 from appliance.cli.options import JsonPath, with_settings
 from appliance.errors import ApplianceError, ChildFailed, NotFound
-from appliance.settings import CHECKOUT, INSTALLED, Settings
+from appliance.settings import CHECKOUT, STARTER, Settings
 
-STARTER = "smollm2-135m-instruct"
+STARTER_NAME = "smollm2-135m-instruct"
 START_TIMEOUT_SECONDS = 60.0
 SHOWN_ROWS = 8
 # The base goes on and on; the tuned model's answer is shown whole.
@@ -54,16 +54,14 @@ def demo(
     example: Annotated[Path, typer.Option(help="Directory of the example dataset.")] = CHECKOUT
     / "examples"
     / "factory_faults",
-    starter: Annotated[
-        Path, typer.Option(help="Directory with the starter base model.")
-    ] = INSTALLED / "starter",
+    starter: Annotated[Path, typer.Option(help="Directory with the starter base model.")] = STARTER,
     exit_: Annotated[bool, typer.Option("--exit", help="Stop the daemon at the end.")] = False,
     json_path: JsonPath = None,
 ) -> None:
     """Fine-tune the starter model on the example and show what it learned."""
     started_at = time.monotonic()
     data = read_example(example)
-    _step("1/5", f"Base model {STARTER}")
+    _step("1/5", f"Base model {STARTER_NAME}")
     _ensure_starter(settings, starter)
     _step("2/5", f"Daemon at {settings.url}, state in {settings.state_dir}")
     pid = _ensure_daemon(settings)
@@ -71,7 +69,7 @@ def demo(
         _step("3/5", f"Fine-tuning on {len(data.train)} rows: training, release, first answer")
         job = _fine_tune(client, example)
         _step("4/5", f"Asking {len(data.heldout)} held-out questions")
-        scores = evaluate(client, data, base=STARTER, tuned=job["fine_tuned_model"])
+        scores = evaluate(client, data, base=STARTER_NAME, tuned=job["fine_tuned_model"])
         releases = client.get("/api/v1/models")["releases"]
     result = _result(job, scores, releases, time.monotonic() - started_at)
     if json_path != "-":
@@ -93,7 +91,7 @@ def _ensure_starter(settings: Settings, starter: Path) -> None:
 
     store = Store(settings.state_dir)
     try:
-        base = store.catalog.find_base(STARTER)
+        base = store.catalog.find_base(STARTER_NAME)
     finally:
         store.close()
     if base is None:
@@ -101,7 +99,7 @@ def _ensure_starter(settings: Settings, starter: Path) -> None:
         base = import_base(
             settings,
             starter / provenance["file"],
-            STARTER,
+            STARTER_NAME,
             provenance["licence"],
             provenance["origin"],
         )

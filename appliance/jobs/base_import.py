@@ -1,6 +1,7 @@
 """Imports a base model: checked and rewritten by the import child, made servable by the release child.
 
-The model appears in one step at the end: its directory by rename, then its row in the catalogue.
+The model appears in one step at the end: its directory by rename, then its row in the catalogue. A name
+keeps its meaning for ever, because adapters and releases refer to their base by it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from appliance import durable
-from appliance.errors import Busy, InvalidInput
+from appliance.errors import Busy, InvalidInput, WrongState
 from appliance.jobs import stages
 from appliance.records import (
     BaseModel,
@@ -44,9 +45,10 @@ async def import_base(
     spec: ImportSpec,
     on_progress: Callable[[list[Progress]], None],
 ) -> BaseModel:
-    """Import `spec.source` under `spec.name`, replacing an earlier import of that name.
+    """Import `spec.source` under `spec.name`; the same content under the same name is left as it is.
 
-    Raises InvalidInput for a bad name or source, Busy if another import is under way.
+    Raises InvalidInput for a bad name or source, WrongState if the name belongs to another model, Busy
+    if another import is under way.
     """
     if not NAME.fullmatch(spec.name):
         raise InvalidInput(
@@ -68,6 +70,9 @@ async def import_base(
             on_progress=on_progress,
             stall_timeout_seconds=settings.stall_timeout_seconds,
         )
+        known = await asyncio.to_thread(_known, store, spec, imported)
+        if known is not None:
+            return known
         released = await stages.run(
             f"release of {spec.name}",
             programs.release,
@@ -78,6 +83,23 @@ async def import_base(
             stall_timeout_seconds=settings.stall_timeout_seconds,
         )
         return await asyncio.to_thread(_publish, store, spec, imported, released, work)
+
+
+def _known(store: Store, spec: ImportSpec, imported: ImportResult) -> BaseModel | None:
+    """The same model from an earlier import, unless its files are gone."""
+    base = store.catalog.find_base(spec.name)
+    if base is None:
+        return None
+    if base.sha256 != imported.sha256:
+        raise WrongState(
+            "model_exists",
+            f"{spec.name!r} should be a new name, or the same model again; "
+            f"it is one with digest {base.sha256[:12]}, and this one has {imported.sha256[:12]}",
+            param="name",
+            next_step="import it under another name",
+        )
+    whole = all((store.directory / file.path).is_file() for file in base.files)
+    return base if whole else None
 
 
 def _release_spec(
@@ -121,8 +143,8 @@ def _publish(
     )
     durable.write_json(staged / "manifest.json", base)
     if final.exists():
-        # An earlier import of this name; out of the way first, because a rename replaces no full directory.
-        final.rename(work / "replaced")
+        # Of an import that was killed before the model was in the catalogue, or what is left of its files.
+        shutil.rmtree(final)
     durable.publish_directory(staged, final)
     store.catalog.put_base(base)
     return base

@@ -9,7 +9,7 @@ import json
 
 import pytest
 
-from appliance.errors import ApplianceError, Busy, ChildFailed, InvalidInput
+from appliance.errors import ApplianceError, Busy, ChildFailed, InvalidInput, WrongState
 from appliance.hardware import profiles
 from appliance.jobs.base_import import import_base
 from appliance.records import ImportSpec
@@ -74,13 +74,42 @@ def test_imported_base_is_whole_and_known(store, run):
     assert leftovers(store) == []
 
 
-def test_importing_again_replaces_the_base(store, run):
-    run("first")
-    second, _ = run("second")
-    assert store.catalog.bases() == [second]
-    config = (store.directory / second.directory / "hf" / "config.json").read_text()
-    assert "second" in config
+def test_importing_the_same_again_changes_nothing(store, run):
+    first, _ = run()
+    again, told = run()
+    assert again == first
+    assert store.catalog.bases() == [first]
+    assert told == ["imported tiny"]
     assert leftovers(store) == []
+
+
+def test_name_of_another_model_is_refused(store, run):
+    first, _ = run("first")
+    with pytest.raises(WrongState) as caught:
+        run("second")
+    assert (caught.value.code, caught.value.param) == ("model_exists", "name")
+    assert store.catalog.bases() == [first]
+    config = (store.directory / first.directory / "hf" / "config.json").read_text()
+    assert "first" in config
+    assert leftovers(store) == []
+
+
+def test_importing_again_restores_files_that_are_gone(store, run):
+    first, _ = run()
+    (store.directory / first.files[0].path).unlink()
+    again, _ = run()
+    assert store.catalog.bases() == [again]
+    assert again.sha256 == first.sha256
+    assert (store.directory / again.files[0].path).is_file()
+
+
+def test_import_killed_before_the_catalogue_knew_it_can_be_repeated(store, run):
+    orphan = store.base_models_directory / "tiny" / "hf"
+    orphan.mkdir(parents=True)
+    (orphan / "config.json").write_text("of the killed one")
+    base, _ = run()
+    assert store.catalog.bases() == [base]
+    assert "killed" not in (store.directory / base.directory / "hf" / "config.json").read_text()
 
 
 @pytest.mark.parametrize(("content", "code"), [("refuse", "fake_refusal"), ("crash", "child_died")])

@@ -1,0 +1,36 @@
+"""The state directory is tried by writing to it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from appliance.checks import state_directory
+from appliance.settings import Settings
+
+
+def test_writable_directory_is_made_and_ok(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_directory, "COMFORTABLE_BYTES", 1)
+    found = asyncio.run(state_directory.check(settings))
+    assert (found.outcome, found.next_step) == ("ok", None)
+    assert list(settings.state_dir.iterdir()) == []
+
+
+def test_little_room_is_a_warning(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_directory, "COMFORTABLE_BYTES", 1 << 60)
+    found = asyncio.run(state_directory.check(settings))
+    assert found.outcome == "warning"
+    assert "free some space" in (found.next_step or "")
+
+
+def test_place_that_cannot_be_a_directory_fails(settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    elsewhere = msgspec.structs.replace(settings, state_dir=tmp_path / "file" / "state")
+    found = asyncio.run(state_directory.check(elsewhere))
+    assert found.outcome == "failed"
+    assert "--state-dir" in (found.next_step or "")
