@@ -44,9 +44,9 @@ class ChildOutput:
         return next((line for line in reversed(self._lines) if line.strip()), "no output")
 
     @property
-    def kept_bytes(self) -> int:
-        """What the kept lines take, their ends included: a child may write any number of empty ones."""
-        return self._size
+    def text(self) -> str:
+        """The last words: whole lines, at most LAST_WORDS_BYTES of them, their ends included."""
+        return "\n".join(self._lines)
 
     def _remember(self, line: str) -> None:
         self._lines.append(line)

@@ -168,8 +168,7 @@ def _serve_once(router: ModelRouter) -> Callable[[str, Path], Awaitable[None]]:
     """What a finished job calls: load the release under its name and make it answer once."""
 
     async def serve_once(name: str, path: Path) -> None:
-        await router.load(name, path)
-        async with router.engine(name) as engine:
+        async with router.engine(name, path) as engine:
             question = [Message(role="user", content="Hello")]
             events = engine.generate(question, Sampling(max_tokens=1, temperature=0.0))
             async for event in events:

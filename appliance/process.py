@@ -53,6 +53,7 @@ class Child:
         self.pid = process.pid
         self._process = process
         self._death_fd: int | None = death_fd
+        self._stopping = False
         self._output = ChildOutput(name)
         assert process.stdout is not None
         self._reader = asyncio.create_task(self._output.read(process.stdout), name=name)
@@ -71,10 +72,16 @@ class Child:
         if self._death_fd is not None:
             os.close(self._death_fd)
             self._death_fd = None
+            if status != 0 and not self._stopping:
+                logger.error(
+                    "child ended badly",
+                    extra={"child": self.name, "status": status, "output": self._output.text},
+                )
         return status
 
     async def stop(self) -> None:
         """Ask the group to end, and after a grace period make it."""
+        self._stopping = True
         if self.returncode is None:
             self._signal_group(signal.SIGTERM)
             # A stopped process acts on SIGTERM only once it is continued.

@@ -156,9 +156,17 @@ class DaemonProcess:
         body = {"model": BASE, "messages": messages, **body}
         return self.http.post("/v1/chat/completions", json=body)
 
-    def rss_bytes(self) -> int:
-        pages = Path(f"/proc/{self.pid}/statm").read_text().split()[1]
-        return int(pages) * os.sysconf("SC_PAGE_SIZE")
+    def watch_memory(self) -> Callable[[], int]:
+        """A function that tells by how many bytes the memory has grown at its peak since now."""
+        # proc(5): 5 sets the peak back to what is resident.
+        Path(f"/proc/{self.pid}/clear_refs").write_text("5")
+        before = self._peak_bytes()
+        return lambda: self._peak_bytes() - before
+
+    def _peak_bytes(self) -> int:
+        lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
+        (peak,) = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
+        return int(peak) * 1024
 
     # --- inside ---
 

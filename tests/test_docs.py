@@ -15,7 +15,7 @@ from tests.api.test_auth import ROUTES
 
 # What is made, not written: caches, builds, environments, a demo's state; and what only git reads.
 NOT_SHOWN = re.compile(
-    r"\.git(ignore|attributes)?|\.venv(-.*)?|\.appliance|\..*_cache|.*\.egg-info|build|dist|__pycache__"
+    r"\.git(ignore|attributes)?|\.venv(-.*)?|\.appliance|\.cache|\..*_cache|.*\.egg-info|build|dist|__pycache__"
 )
 
 

@@ -41,6 +41,23 @@ def run(source: str, **options: object) -> process.Child:
 # --- start and end ---
 
 
+def test_last_words_of_a_bad_end_are_logged_and_of_a_wanted_one_are_not(caplog):
+    run("print('first'); raise ValueError('the reason')")
+    (record,) = [each for each in caplog.records if each.message == "child ended badly"]
+    assert "first" in record.output
+    assert "Traceback" in record.output
+    assert "ValueError: the reason" in record.output
+    caplog.clear()
+
+    async def stop() -> None:
+        child = await process.start("tested", script(FOREVER))
+        await child.stop()
+
+    asyncio.run(stop())
+    run("")
+    assert "child ended badly" not in [each.message for each in caplog.records]
+
+
 def test_exit_status_and_last_line_tell_a_death():
     child = run("import sys; print('first'); sys.exit('no room\\n\\n')")
     assert child.returncode == 1
@@ -114,7 +131,7 @@ def test_group_ends_with_its_leader_though_a_grandchild_holds_the_output():
 def test_last_words_are_bounded(source):
     child = run(source + "\nprint('the end')")
     assert child.last_line == "the end"
-    assert child._output.kept_bytes <= LAST_WORDS_BYTES
+    assert len(child._output.text.encode()) <= LAST_WORDS_BYTES
     assert len(child._output._lines) <= LAST_WORDS_BYTES
 
 
@@ -185,14 +202,14 @@ def test_progress_pushes_the_stall_timeout_forward(monkeypatch, tmp_path):
     monkeypatch.setattr(process, "STALL_POLL_SECONDS", 0.1)
     beat = tmp_path / "heartbeat"
     source = (
-        f"import pathlib, time\nfor _ in range(30):\n"
+        f"import pathlib, time\nfor _ in range(80):\n"
         f"    pathlib.Path({str(beat)!r}).touch(); time.sleep(0.1)"
     )
 
     async def through() -> int:
         child = await process.start("busy", script(source))
         progress = process.file_progress(beat, tmp_path / "not there")
-        return await process.wait_or_stall(child, progress=progress, stall_timeout_seconds=2)
+        return await process.wait_or_stall(child, progress=progress, stall_timeout_seconds=5)
 
     assert asyncio.run(asyncio.wait_for(through(), 60)) == 0
 

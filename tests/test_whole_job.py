@@ -133,7 +133,7 @@ def training_process(daemon: RealDaemon, job_id: str) -> int:
 def wait_for_step(client: openai.OpenAI, job_id: str, step: int) -> None:
     deadline = time.monotonic() + JOB_DEADLINE_SECONDS
     while True:
-        events = client.fine_tuning.jobs.list_events(job_id, limit=5).data
+        events = client.fine_tuning.jobs.list_events(job_id, limit=100).data
         if any(event.message.startswith(f"Step {step}/") for event in events):
             return
         assert time.monotonic() < deadline, events

@@ -11,7 +11,7 @@ from appliance.errors import InvalidInput
 from appliance.jobs import plan, specs
 from appliance.jobs.request import FineTuningRequest
 from appliance.jobs.runner import new_job_id
-from appliance.records import HardwareProfile, Job, JobStatus, Release, StoredFile
+from appliance.records import BaseModel, HardwareProfile, Job, JobStatus, Release, StoredFile
 from appliance.store.store import Store
 
 TRAINING_PURPOSE = "fine-tune"
@@ -22,7 +22,7 @@ def create(store: Store, profile: HardwareProfile, request: FineTuningRequest) -
 
     Raises NotFound for an unknown model or file, InvalidInput for what does not fit.
     """
-    base_model, initial_adapter = _starting_point(store, request.model)
+    base, initial_adapter = _starting_point(store, request.model)
     train = _training_file(store, request.training_file, "training_file")
     validation = (
         _training_file(store, request.validation_file, "validation_file")
@@ -43,23 +43,29 @@ def create(store: Store, profile: HardwareProfile, request: FineTuningRequest) -
         plan=plan.make(
             request,
             profile,
-            base_model=base_model,
+            base=base,
             initial_adapter=initial_adapter,
             rows=train.rows or 0,
         ),
         status=JobStatus.VALIDATING_FILES,
     )
-    specs.stage_data(store, job.id, train, validation)
-    store.jobs.add(job, f"Created fine-tuning job: {job.id}")
+    try:
+        specs.stage_data(store, job.id, train, validation)
+        store.jobs.add(job, f"Created fine-tuning job: {job.id}")
+    except BaseException:
+        specs.discard_data(store, job.id)
+        raise
     return job
 
 
-def _starting_point(store: Store, name: str) -> tuple[str, str | None]:
-    """Name of the base, and the adapter to go on from when `name` is an earlier fine-tuned model."""
+def _starting_point(store: Store, name: str) -> tuple[BaseModel, plan.InitialAdapter | None]:
+    """The base, and the adapter to go on from when `name` is an earlier fine-tuned model."""
     model = store.catalog.get(name)
-    if isinstance(model, Release):
-        return model.base_model, model.adapter_directory
-    return model.name, None
+    if not isinstance(model, Release):
+        return model, None
+    earlier = store.jobs.get(model.job_id).plan.hyperparameters
+    adapter = plan.InitialAdapter(model.adapter_directory, earlier.r, earlier.lora_alpha)
+    return store.catalog.get_base(model.base_model), adapter
 
 
 def _training_file(store: Store, file_id: str, param: str) -> StoredFile:

@@ -9,11 +9,13 @@ Pure: the same request, rows and profile give the same plan. The chosen values f
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import msgspec
 
 from appliance.errors import InvalidInput
 from appliance.jobs.request import Advanced, FineTuningRequest
-from appliance.records import HardwareProfile, Hyperparameters, Plan
+from appliance.records import BaseModel, HardwareProfile, Hyperparameters, Plan
 
 LEARNING_RATE = 2e-4
 EXAMPLES_SEEN = 1500
@@ -24,15 +26,23 @@ MIN_ROWS = 10
 R = 16
 
 
+class InitialAdapter(NamedTuple):
+    """The adapter of an earlier job, to be trained further; its directory is relative to the state's."""
+
+    directory: str
+    r: int
+    lora_alpha: int
+
+
 def make(
     request: FineTuningRequest,
     profile: HardwareProfile,
     *,
-    base_model: str,
-    initial_adapter: str | None,
+    base: BaseModel,
+    initial_adapter: InitialAdapter | None,
     rows: int,
 ) -> Plan:
-    """The plan of a job over `rows` training rows; raises InvalidInput if there are too few."""
+    """The plan of a job over `rows` training rows; raises InvalidInput for what cannot be done."""
     if rows < MIN_ROWS:
         raise InvalidInput(
             "too_few_rows",
@@ -41,10 +51,10 @@ def make(
         )
     options = request.appliance
     return Plan(
-        base_model=base_model,
-        initial_adapter=initial_adapter,
+        base_model=base.name,
+        initial_adapter=initial_adapter.directory if initial_adapter else None,
         technique=options.technique or profile.technique,
-        hyperparameters=_hyperparameters(request, profile, rows),
+        hyperparameters=_hyperparameters(request, profile, base, initial_adapter, rows),
         quantizations=options.quantizations or profile.quantizations,
         validation_fraction=(
             VALIDATION_FRACTION
@@ -55,12 +65,17 @@ def make(
 
 
 def _hyperparameters(
-    request: FineTuningRequest, profile: HardwareProfile, rows: int
+    request: FineTuningRequest,
+    profile: HardwareProfile,
+    base: BaseModel,
+    initial_adapter: InitialAdapter | None,
+    rows: int,
 ) -> Hyperparameters:
     asked = request.method.supervised.hyperparameters
     batch = _auto_batch(rows) if asked.batch_size == "auto" else asked.batch_size
     multiplier = 1.0 if asked.learning_rate_multiplier == "auto" else asked.learning_rate_multiplier
     advanced = request.appliance.advanced
+    _refuse_what_cannot_be(advanced, base, initial_adapter)
     micro_batch = advanced.per_device_train_batch_size or min(
         batch, profile.per_device_train_batch_size
     )
@@ -74,12 +89,33 @@ def _hyperparameters(
         warmup_ratio=0.05,
         weight_decay=0.0,
         max_grad_norm=1.0,
-        max_length=profile.max_length,
-        r=R,
-        lora_alpha=2 * R,
+        max_length=min(profile.max_length, base.context_length),
+        r=initial_adapter.r if initial_adapter else R,
+        lora_alpha=initial_adapter.lora_alpha if initial_adapter else 2 * R,
         lora_dropout=0.0,
     )
     return _override(chosen, advanced)
+
+
+def _refuse_what_cannot_be(
+    advanced: Advanced, base: BaseModel, initial_adapter: InitialAdapter | None
+) -> None:
+    if advanced.max_length is not None and advanced.max_length > base.context_length:
+        raise InvalidInput(
+            "max_length_too_long",
+            f"max_length should be at most the {base.context_length} tokens that {base.name!r} was "
+            f"trained with; it is {advanced.max_length}",
+            param="appliance.advanced.max_length",
+        )
+    for name in ("r", "lora_alpha") if initial_adapter else ():
+        asked, own = getattr(advanced, name), getattr(initial_adapter, name)
+        if asked not in (None, own):
+            raise InvalidInput(
+                "adapter_shape_is_fixed",
+                f"{name} should be the earlier adapter's {own}, or left out; it is {asked}",
+                param=f"appliance.advanced.{name}",
+                next_step="leave it out, or start from the base model",
+            )
 
 
 def _override(chosen: Hyperparameters, advanced: Advanced) -> Hyperparameters:

@@ -46,7 +46,7 @@ class Advanced(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     per_device_train_batch_size: Annotated[int, Meta(ge=1, le=256)] | None = None
     gradient_accumulation_steps: Annotated[int, Meta(ge=1, le=1024)] | None = None
     lr_scheduler_type: Literal["linear", "cosine", "constant"] | None = None
-    warmup_ratio: Annotated[float, Meta(ge=0, le=1)] | None = None
+    warmup_ratio: Annotated[float, Meta(ge=0, lt=1)] | None = None
     weight_decay: Annotated[float, Meta(ge=0, le=10)] | None = None
     max_grad_norm: Annotated[float, Meta(ge=0, le=1000)] | None = None
     max_length: Annotated[int, Meta(ge=8, le=1 << 20)] | None = None

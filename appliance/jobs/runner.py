@@ -1,7 +1,7 @@
 """The queue: takes jobs in the order they came, one training at a time, through all their stages.
 
-All progress is on disk and in the database, none in memory: `start` finds every job that has not ended
-and goes on with it. Stopping the daemon stops the children and leaves the jobs where they are.
+The queue is the database itself and all progress is on disk: nothing that a kill could take is in memory.
+Stopping the daemon stops the children and leaves the jobs where they are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ RETRY_SECONDS = 5.0
 class JobRunner:
     """Owns the queue; every method belongs to the daemon's event loop.
 
-    `serve` is handed in by the daemon: it loads a release under its name and makes it answer once.
+    `serve` is handed in by the daemon: it loads a release under its name and makes it answer once;
+    `withdraw` stops whatever serves that file.
     """
 
     def __init__(
@@ -49,39 +50,54 @@ class JobRunner:
         programs: Programs,
         *,
         serve: Callable[[str, Path], Awaitable[None]],
-        withdraw: Callable[[str], Awaitable[None]],
+        withdraw: Callable[[Path], Awaitable[None]],
     ) -> None:
         self._store = store
         self._settings = settings
         self._programs = programs
         self._serve = serve
         self._withdraw = withdraw
-        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._woken = asyncio.Event()
         self._current: tuple[str, asyncio.Task[None]] | None = None
 
     async def run(self) -> None:
-        """Run for ever: first what an earlier daemon left unfinished, then what is submitted.
+        """Run for ever: the oldest job that has not ended, then the next.
 
-        Where even a failure cannot be stored (a full disk), the queue waits and takes all up again.
+        Where even a failure cannot be stored (a full disk), the queue waits and takes the job up again.
         """
         while True:
             try:
-                await self._take_up_unfinished()
+                await self._take_up_interrupted()
                 while True:
                     await self._run_next()
             except Exception:
                 logger.exception("the queue cannot go on; it tries again")
                 await asyncio.sleep(RETRY_SECONDS)
 
-    async def _take_up_unfinished(self) -> None:
-        self._queue = asyncio.Queue()
-        for job in await asyncio.to_thread(self._store.jobs.unfinished):
+    def wake(self) -> None:
+        """Say that there may be a new job."""
+        self._woken.set()
+
+    async def _take_up_interrupted(self) -> None:
+        unfinished = await asyncio.to_thread(self._store.jobs.unfinished)
+        for job in unfinished:
             if job.status is JobStatus.RUNNING:
                 await self._move(job.id, JobStatus.QUEUED, "The appliance was restarted")
-            self.submit(job.id)
+        await asyncio.to_thread(self._discard_all_scratch, {job.id for job in unfinished})
+
+    def _discard_all_scratch(self, unfinished: set[str]) -> None:
+        """Of jobs that ended just before the daemon did."""
+        for directory in self._store.jobs_directory.iterdir():
+            if directory.name not in unfinished:
+                specs.discard_scratch(self._store, directory.name)
 
     async def _run_next(self) -> None:
-        job_id = await self._queue.get()
+        self._woken.clear()
+        waiting = await asyncio.to_thread(self._store.jobs.unfinished)
+        if not waiting:
+            await self._woken.wait()
+            return
+        job_id = waiting[0].id
         task = asyncio.create_task(self._run_job(job_id), name=f"job {job_id}")
         self._current = (job_id, task)
         try:
@@ -93,10 +109,8 @@ class JobRunner:
             await asyncio.wait({task})
         if not task.cancelled():
             task.result()
-
-    def submit(self, job_id: str) -> None:
-        """Put a stored job into the queue."""
-        self._queue.put_nowait(job_id)
+        # The daemon has not been stopped and the task is over, so the job has ended.
+        await asyncio.to_thread(specs.discard_scratch, self._store, job_id)
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not ended; its processes are gone when this returns."""
@@ -161,8 +175,9 @@ class JobRunner:
             adapter_directory=specs.adapter_directory(job),
             files=specs.relative_files(self._store, released.files),
         )
+        path = Path(released.files[0].path)
         try:
-            await self._serve(name, Path(released.files[0].path))
+            await self._serve(name, path)
             await self._move(
                 job.id,
                 JobStatus.SUCCEEDED,
@@ -171,8 +186,8 @@ class JobRunner:
                 release=release,
             )
         except BaseException:
-            # Loaded or not: nothing may answer under a name that is not in the catalogue.
-            await self._withdraw(name)
+            # Loaded or not: what is not in the catalogue takes no memory.
+            await self._withdraw(path)
             raise
 
     async def _fail(self, job_id: str, error: JobError) -> None:

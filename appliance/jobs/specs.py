@@ -6,6 +6,7 @@ here they become absolute.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -39,6 +40,18 @@ def stage_data(store: Store, job_id: str, train: StoredFile, validation: StoredF
         store.files.link_content(validation, directory / "data" / VALIDATION_FILE)
     durable.fsync_path(directory)
     durable.fsync_path(store.jobs_directory)
+
+
+def discard_data(store: Store, job_id: str) -> None:
+    """The reverse of `stage_data`, for a job that could not be stored."""
+    shutil.rmtree(store.jobs_directory / job_id, ignore_errors=True)
+
+
+def discard_scratch(store: Store, job_id: str) -> None:
+    """Remove what only an unfinished job needs: checkpoints, and what a release had half made."""
+    directory = store.jobs_directory / job_id
+    for scratch in (directory / "training" / "checkpoints", directory / "release" / "intermediate"):
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def check_data(store: Store, job: Job) -> None:

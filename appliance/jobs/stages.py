@@ -36,15 +36,18 @@ async def run(
     `on_progress` may block: it is called in a thread. Cancelling stops the child and its whole group
     before this returns.
     """
-    if not (directory / batch.RESULT).exists():
+    metrics = MetricsTail(directory / batch.METRICS)
+
+    async def ingest() -> None:
+        lines = await asyncio.to_thread(metrics.read)
+        if lines:
+            await asyncio.to_thread(on_progress, lines)
+
+    if (directory / batch.RESULT).exists():
+        # What it reported last may not have been read before the daemon ended.
+        await ingest()
+    else:
         await asyncio.to_thread(_prepare, directory, spec)
-        metrics = MetricsTail(directory / batch.METRICS)
-
-        async def ingest() -> None:
-            lines = await asyncio.to_thread(metrics.read)
-            if lines:
-                await asyncio.to_thread(on_progress, lines)
-
         child = await process.start(label, [*program, str(directory)])
         await process.wait_or_stall(
             child,

@@ -28,6 +28,13 @@ class CatalogStore:
         with self._database.reading() as connection:
             return rows.find(connection, base_models, BaseModel, name=name)
 
+    def get_base(self, name: str) -> BaseModel:
+        """The base model of this name, or NotFound."""
+        base = self.find_base(name)
+        if base is None:
+            raise _no_such_model(name)
+        return base
+
     def find_release(self, name: str) -> Release | None:
         """The release of this name, or None."""
         with self._database.reading() as connection:
@@ -37,12 +44,7 @@ class CatalogStore:
         """The base model or release of this name, or NotFound."""
         found = self.find_base(name) or self.find_release(name)
         if found is None:
-            raise NotFound(
-                "model_not_found",
-                f"The model {name!r} does not exist",
-                param="model",
-                next_step="GET /v1/models lists what there is",
-            )
+            raise _no_such_model(name)
         return found
 
     def bases(self) -> list[BaseModel]:
@@ -56,3 +58,12 @@ class CatalogStore:
         with self._database.reading() as connection:
             found = connection.execute(select(releases).order_by(releases.c.position)).all()
         return [rows.to_record(row, Release) for row in found]
+
+
+def _no_such_model(name: str) -> NotFound:
+    return NotFound(
+        "model_not_found",
+        f"The model {name!r} does not exist",
+        param="model",
+        next_step="GET /v1/models lists what there is",
+    )

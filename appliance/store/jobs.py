@@ -105,8 +105,13 @@ class JobStore:
             return _get(connection, job_id)
 
     def report(self, job_id: str, prefix: str, lines: Iterable[Progress]) -> None:
-        """Turn a child's progress into events; what was reported before is not repeated."""
+        """Turn a child's progress into events; what was reported before is not repeated.
+
+        What comes late, of a job that has ended meanwhile, changes nothing.
+        """
         with self._database.transaction() as connection:
+            if not MOVES[_get(connection, job_id).status]:
+                return
             eta_seconds = None
             for line in lines:
                 _add_event(connection, job_id, line, prefix)

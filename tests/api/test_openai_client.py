@@ -111,7 +111,7 @@ def test_jobs_and_events_are_paged_through(client):
 
 
 def test_job_is_cancelled(client):
-    file = client.files.create(file=("t.jsonl", rows("slow")), purpose="fine-tune")
+    file = client.files.create(file=("t.jsonl", rows("hang")), purpose="fine-tune")
     job = client.fine_tuning.jobs.create(model=BASE, training_file=file.id)
     assert client.fine_tuning.jobs.cancel(job.id).status == "cancelled"
     with pytest.raises(openai.BadRequestError) as caught:

@@ -99,8 +99,8 @@ def test_followed_job_that_fails_is_exit_status_one(told, call, tmp_path):
 
 
 def test_job_is_cancelled(told, tmp_path):
-    path = tmp_path / "slow.jsonl"
-    path.write_bytes(rows("slow"))
+    path = tmp_path / "hang.jsonl"
+    path.write_bytes(rows("hang"))
     job = told("jobs", "create", BASE, told("files", "upload", str(path))["id"])
     assert told("jobs", "cancel", job["id"])["status"] == "cancelled"
 

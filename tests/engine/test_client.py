@@ -119,19 +119,18 @@ def test_the_samplers_have_their_effect(starter_gguf: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_reused_prefix_gives_the_answer_of_a_fresh_engine(starter_gguf: Path) -> None:
-    questions = ["What is 2+2?", "Name the capital city of France.", "What color is the sky?"]
+def test_a_reused_prefix_is_the_one_that_the_prompt_begins_with(starter_gguf: Path) -> None:
+    """Told by a fact that only the reused part or only the new part holds."""
 
     async def run() -> None:
         async with running(starter_gguf) as engine:
-            await ask(engine, CAPITAL)
-            reused = [await ask(engine, question, max_tokens=40) for question in questions]
-        assert all(reply.finished.cached_tokens >= 10 for reply in reused)
-        for question, reply in zip(questions, reused, strict=True):
-            async with running(starter_gguf) as engine:
-                fresh = await ask(engine, question, max_tokens=40)
-            assert fresh.finished.cached_tokens == 0
-            assert fresh.text == reply.text
+            assert "Paris" in (await ask(engine, CAPITAL)).text
+            other = await ask(engine, "What is the capital of Germany?", max_tokens=20)
+            assert other.finished.cached_tokens >= 10
+            assert "Berlin" in other.text
+            again = await ask(engine, CAPITAL)
+            assert again.finished.cached_tokens >= 10
+            assert "Paris" in again.text
 
     asyncio.run(run())
 
@@ -213,12 +212,13 @@ def test_a_long_prompt_is_cancelled_between_its_parts(starter_gguf: Path) -> Non
 
     async def run() -> None:
         async with running(starter_gguf, n_ctx=8192) as engine:
-            long = asyncio.create_task(ask(engine, "word " * 3 * N_BATCH, max_tokens=1))
+            long = asyncio.create_task(ask(engine, "word " * 20 * N_BATCH, max_tokens=1))
             await asyncio.sleep(0.05)
             long.cancel()
-            reply = await ask(engine, "word " * 2 * N_BATCH + "?", max_tokens=1)
-            # Had it not been cancelled, all of the second prompt but its end would be cached.
-            assert reply.finished.cached_tokens in (0, N_BATCH)
+            reply = await ask(engine, "word " * 19 * N_BATCH + "?", max_tokens=1)
+            # Whole parts; had it not been cancelled, all of the second prompt but its end.
+            assert reply.finished.cached_tokens % N_BATCH == 0
+            assert reply.finished.cached_tokens < 19 * N_BATCH
 
     asyncio.run(run())
 

@@ -21,6 +21,9 @@ from tests.engine.asking import ENDLESS, GREEDY, ask, running, user
 
 pytestmark = pytest.mark.llama
 
+# What the README promises of children whose daemon has died.
+GONE_SECONDS = 5.0
+
 
 async def start_by_hand(gguf: Path) -> tuple[process.Child, socket.socket]:
     """An engine and the bare connection to it, once it is loaded."""
@@ -71,9 +74,9 @@ def test_stopping_ends_a_busy_engine_and_says_so_to_who_waits(starter_gguf: Path
             asked = asyncio.create_task(ask(engine, ENDLESS))
             await asyncio.sleep(0.3)
             assert engine.alive
-            began = time.monotonic()
-            await engine.stop()
-            assert time.monotonic() - began < 1
+            # Less than the grace after which it would be killed.
+            async with asyncio.timeout(process.TERMINATE_GRACE_SECONDS):
+                await engine.stop()
             assert not engine.alive
             with pytest.raises(ChildFailed) as caught:
                 await asked
@@ -82,14 +85,14 @@ def test_stopping_ends_a_busy_engine_and_says_so_to_who_waits(starter_gguf: Path
     asyncio.run(run())
 
 
-def test_the_end_of_the_connection_ends_a_busy_engine_within_a_second(starter_gguf: Path) -> None:
+def test_the_end_of_the_connection_ends_a_busy_engine(starter_gguf: Path) -> None:
     async def run() -> None:
         child, connection = await start_by_hand(starter_gguf)
         request = Generate(id=1, messages=user(ENDLESS), sampling=GREEDY)
         connection.sendall(protocol.encode(request))
         await asyncio.sleep(0.5)
         connection.close()
-        assert await is_gone_within(1, child) == 0
+        assert await is_gone_within(GONE_SECONDS, child) == 0
 
     asyncio.run(run())
 
@@ -99,7 +102,7 @@ def test_an_engine_refuses_a_frame_over_the_cap(starter_gguf: Path) -> None:
         child, connection = await start_by_hand(starter_gguf)
         with connection:
             connection.sendall(b"\xff\xff\xff\xff")
-            assert await is_gone_within(2, child) == 1
+            assert await is_gone_within(GONE_SECONDS, child) == 1
         assert str(2**32 - 1) in child.describe_death()
 
     asyncio.run(run())

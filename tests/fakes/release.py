@@ -6,6 +6,7 @@ Behaviours come from the training data through the adapter, with "release-" befo
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from appliance import batch, durable
@@ -16,6 +17,9 @@ from tests.fakes import behaviour
 def main(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
     spec = durable.read_json(directory / batch.SPEC, ReleaseSpec)
     word = _word(spec)
+    half_made = directory / "intermediate"
+    half_made.mkdir(exist_ok=True)
+    (half_made / "float.gguf").write_bytes(b"large")
     if word.startswith("release-"):
         behaviour.act(word.removeprefix("release-"), directory, reporter)
     files = []
@@ -32,6 +36,7 @@ def main(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
                 sha256=durable.sha256_of(path),
             )
         )
+    shutil.rmtree(half_made)
     return ReleaseResult(files=tuple(files), seconds=0.1)
 
 

@@ -1,4 +1,4 @@
-"""The trainer without torch. The first row's first message is the behaviour: "slow", "hang", "crash" …
+"""The trainer without torch. The first row's first message is the behaviour: "slow", "long", "hang" …
 
 It counts steps, keeps its count in `checkpoints/`, and goes on from there after a kill.
 """
@@ -15,9 +15,9 @@ from appliance import batch, durable
 from appliance.records import TrainingResult, TrainingSpec
 from tests.fakes import behaviour
 
-STEPS = 5
-SLOW_STEPS = 24
-SLOW_STEP_SECONDS = 0.08
+# Steps, and seconds a step; a "long" one leaves time enough to be killed in the middle.
+PACE = {"slow": (24, 0.08), "long": (120, 0.05)}
+ORDINARY_PACE = (5, 0.0)
 
 
 def main(directory: Path, reporter: batch.Reporter) -> TrainingResult:
@@ -27,8 +27,8 @@ def main(directory: Path, reporter: batch.Reporter) -> TrainingResult:
     if not (Path(spec.base_directory) / "config.json").is_file():
         raise AssertionError("the base should have been imported")
     behaviour.act(word, directory, reporter)
-    total = SLOW_STEPS if word == "slow" else STEPS
-    _train(directory, reporter, total, SLOW_STEP_SECONDS if word == "slow" else 0.0)
+    total, step_seconds = PACE.get(word, ORDINARY_PACE)
+    _train(directory, reporter, total, step_seconds)
     adapter = directory / "adapter"
     adapter.mkdir(exist_ok=True)
     durable.write_json(adapter / "adapter.json", {"spec": msgspec.to_builtins(spec), "word": word})

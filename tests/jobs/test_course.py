@@ -122,9 +122,10 @@ def test_training_goes_on_from_an_earlier_fine_tuned_model(shared_daemon):
 
 
 def test_job_keeps_its_data_when_the_file_is_deleted(shared_daemon):
-    job = shared_daemon.create_job("slow")
-    file_id = job["training_file"]
-    ok(shared_daemon.http.delete(f"/v1/files/{file_id}"))
+    ahead = shared_daemon.create_job("hang")
+    job = shared_daemon.create_job()
+    ok(shared_daemon.http.delete(f"/v1/files/{job['training_file']}"))
+    ok(shared_daemon.http.post(f"/v1/fine_tuning/jobs/{ahead['id']}/cancel"))
     assert shared_daemon.wait_for_job(job["id"])["status"] == "succeeded"
 
 
@@ -140,6 +141,9 @@ def test_cancelled_job_leaves_no_process(shared_daemon, behaviour, stage):
     wait_for(lambda: not group_members(group), "the group to be gone")
     assert children_of(shared_daemon, job) == []
     assert messages(shared_daemon, job)[-1] == "The job was cancelled"
+    directory = shared_daemon.state_dir / "jobs" / job["id"]
+    scratch = (directory / "release" / "intermediate", directory / "training" / "checkpoints")
+    wait_for(lambda: not any(map(Path.exists, scratch)), "what was half made to be removed")
 
 
 def test_waiting_job_is_cancelled_without_ever_starting(shared_daemon):
@@ -194,11 +198,12 @@ def test_validation_file_reaches_the_trainer(shared_daemon):
 
 
 def test_job_whose_base_has_gone_fails_with_the_reason(daemon):
-    running, waiting = daemon.create_job("slow"), daemon.create_job()
-    daemon.wait_for_event(running["id"], "Step 3/")
+    running, waiting = daemon.create_job("hang"), daemon.create_job()
+    daemon.wait_for_event(running["id"], "hanging as")
     path = daemon.state_dir / "appliance.db"
     with contextlib.closing(sqlite3.connect(path)) as database, database:
         database.execute("DELETE FROM base_models")
+    ok(daemon.http.post(f"/v1/fine_tuning/jobs/{running['id']}/cancel"))
     done = daemon.wait_for_job(waiting["id"], "succeeded", "failed")
     assert done["status"] == "failed"
     assert done["error"]["code"] == "base_model_removed"

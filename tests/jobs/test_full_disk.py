@@ -48,7 +48,7 @@ def fill(directory) -> None:
 @pytest.mark.slow
 def test_full_disk_loses_nothing_and_everything_goes_on(daemon, small_disk):
     kept = daemon.upload(b"kept" * 1000, purpose="user_data")
-    running = daemon.create_job("slow")
+    running = daemon.create_job("long")
     daemon.wait_for_event(running["id"], "Step 3/")
     fill(small_disk)
     for size in (200_000, 2 << 20):  # The first is held in memory until it is kept.

@@ -9,14 +9,29 @@ from appliance.errors import InvalidInput
 from appliance.hardware import profiles
 from appliance.jobs import plan
 from appliance.jobs.request import FineTuningRequest
+from appliance.records import BaseModel
 from appliance.settings import CHECKOUT
 
 PROFILE = profiles.load(CHECKOUT / "firmware_profiles", "cpu")
 
 
-def make(rows: int = 1000, **body: object):
+BASE = BaseModel(
+    name="m",
+    created_at=1,
+    architecture="FakeForCausalLM",
+    parameters=1,
+    context_length=8192,
+    licence="mit",
+    source="a test",
+    sha256="0" * 64,
+    directory="base_models/m",
+    files=(),
+)
+
+
+def make(rows: int = 1000, base=BASE, initial_adapter=None, **body: object):
     request = msgspec.convert({"model": "m", "training_file": "f", **body}, FineTuningRequest)
-    return plan.make(request, PROFILE, base_model="m", initial_adapter=None, rows=rows)
+    return plan.make(request, PROFILE, base=base, initial_adapter=initial_adapter, rows=rows)
 
 
 def hyperparameters(**values: object) -> dict[str, object]:
@@ -111,3 +126,31 @@ def test_too_few_rows_are_refused_with_both_numbers(rows):
 def test_plan_survives_the_database():
     made = make()
     assert msgspec.convert(msgspec.to_builtins(made), type(made)) == made
+
+
+def test_rows_are_never_longer_than_the_base_was_trained_with():
+    short = msgspec.structs.replace(BASE, context_length=512)
+    assert make(base=short).hyperparameters.max_length == 512
+    assert make().hyperparameters.max_length == PROFILE.max_length
+    asked = {"appliance": {"advanced": {"max_length": 513}}}
+    with pytest.raises(InvalidInput) as caught:
+        make(base=short, **asked)
+    assert caught.value.param == "appliance.advanced.max_length"
+    assert make(**asked).hyperparameters.max_length == 513
+
+
+def test_adapter_that_is_trained_further_keeps_its_shape():
+    earlier = plan.InitialAdapter("jobs/j/training/adapter", r=8, lora_alpha=24)
+    made = make(initial_adapter=earlier)
+    assert made.initial_adapter == earlier.directory
+    assert (made.hyperparameters.r, made.hyperparameters.lora_alpha) == (8, 24)
+    same = {"appliance": {"advanced": {"r": 8}}}
+    assert make(initial_adapter=earlier, **same).hyperparameters.r == 8
+
+
+@pytest.mark.parametrize("name", ["r", "lora_alpha"])
+def test_other_shape_for_an_adapter_that_is_trained_further_is_refused(name):
+    earlier = plan.InitialAdapter("jobs/j/training/adapter", r=8, lora_alpha=24)
+    with pytest.raises(InvalidInput) as caught:
+        make(initial_adapter=earlier, appliance={"advanced": {name: 16}})
+    assert caught.value.param == f"appliance.advanced.{name}"

@@ -38,15 +38,18 @@ def test_nothing_acknowledged_is_lost_by_a_kill(daemon):
     ok(daemon.http.post("/api/v1/keys", json={"name": "line 3"}))
     assert (succeeded["status"], failed["status"]) == ("succeeded", "failed")
     before = everything(daemon)
+    scratch = daemon.state_dir / "jobs" / failed["id"] / "release" / "intermediate"
+    scratch.mkdir(parents=True)
     daemon.restart()
     assert everything(daemon) == before
+    wait_for(lambda: not scratch.exists(), "what the job had half made to be removed")
     answer = ok(daemon.chat("again", model=succeeded["fine_tuned_model"]))
     assert answer["choices"][0]["message"]["content"].endswith("again")
 
 
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_training_goes_on_where_it_was(daemon, how):
-    job = daemon.create_job("slow")
+    job = daemon.create_job("long")
     waiting = daemon.create_job()
     daemon.wait_for_event(job["id"], "Step 8/")
     before = daemon.events(job["id"])
@@ -59,7 +62,7 @@ def test_training_goes_on_where_it_was(daemon, how):
     told = [event["message"] for event in after]
     assert "The appliance was restarted" in told
     steps = [message for message in told if message.startswith("Step ")]
-    assert steps == [f"Step {n}/24" for n in range(1, 25)]
+    assert steps == [f"Step {n}/120" for n in range(1, 121)]
     # The trainer found its checkpoints: it did not begin anew.
     resumed = next(message for message in told if message.startswith("went on from step"))
     assert int(resumed.split()[-1]) >= 8
@@ -126,7 +129,7 @@ def test_daemon_whose_port_is_taken_says_so(daemon, tmp_path):
 
 
 def test_job_whose_data_is_gone_fails_and_says_so(daemon):
-    running, waiting = daemon.create_job("slow"), daemon.create_job()
+    running, waiting = daemon.create_job("long"), daemon.create_job()
     daemon.kill()
     (daemon.state_dir / "jobs" / waiting["id"] / "data" / "train.jsonl").unlink()
     daemon.start()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+
+from appliance import batch, durable
+from appliance.jobs import stages
 from appliance.jobs.stages import MetricsTail
+from appliance.records import ReleaseResult, ReleaseSpec
 
 
 def line(key: str) -> bytes:
@@ -34,3 +39,31 @@ def test_line_of_another_shape_is_passed_over(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"key": 1, "message": "m"}\n[]\n' + line("a"))
     assert keys(MetricsTail(path)) == ["a"]
+
+
+def test_finished_stage_is_not_run_again_but_what_it_said_last_is_passed_on(tmp_path):
+    finished = ReleaseResult(files=(), seconds=1.0)
+    durable.write_json(tmp_path / batch.RESULT, finished)
+    (tmp_path / batch.METRICS).write_bytes(line("a") + line("last"))
+    told: list[str] = []
+    result = asyncio.run(
+        stages.run(
+            "a stage",
+            ["/no/such/program"],
+            tmp_path,
+            ReleaseSpec(
+                model_name="m",
+                base_directory="b",
+                adapter_directory=None,
+                end_of_turn_token_id=None,
+                converter_directory="c",
+                quantizations=(),
+                threads=1,
+            ),
+            ReleaseResult,
+            on_progress=lambda lines: told.extend(each.key for each in lines),
+            stall_timeout_seconds=1,
+        )
+    )
+    assert result == finished
+    assert told == ["a", "last"]

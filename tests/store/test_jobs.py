@@ -170,3 +170,11 @@ def test_unknown_job_is_not_found(store, job_id):
     ):
         with pytest.raises(NotFound):
             call()
+
+
+def test_report_that_comes_after_the_end_changes_nothing(store):
+    job = add(store, S.RUNNING)
+    ended = store.jobs.move(job.id, S.CANCELLED, "cancelled")
+    store.jobs.report(job.id, "training", [Progress(key="late", message="late", eta_seconds=9.0)])
+    assert store.jobs.get(job.id) == ended
+    assert messages(store, job) == ["created", "cancelled"]

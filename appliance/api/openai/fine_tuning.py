@@ -12,6 +12,7 @@ from litestar.status_codes import HTTP_200_OK
 
 from appliance.api.openai.paging import Page
 from appliance.jobs.create import create as create_job
+from appliance.jobs.plan import LEARNING_RATE
 from appliance.jobs.request import FineTuningRequest
 from appliance.jobs.runner import JobRunner
 from appliance.records import HardwareProfile, Job, JobEvent
@@ -67,11 +68,10 @@ class EventObject(msgspec.Struct, kw_only=True):
 def to_wire(job: Job) -> JobObject:
     """A job as OpenAI shows it; "auto" is replaced by what was chosen."""
     chosen = job.plan.hyperparameters
-    asked = job.method["supervised"]["hyperparameters"]
     hyperparameters = {
         "n_epochs": chosen.num_train_epochs,
         "batch_size": chosen.per_device_train_batch_size * chosen.gradient_accumulation_steps,
-        "learning_rate_multiplier": asked["learning_rate_multiplier"],
+        "learning_rate_multiplier": chosen.learning_rate / LEARNING_RATE,
     }
     error = job.error
     return JobObject(
@@ -120,9 +120,9 @@ class FineTuningController(Controller):
     async def create(
         self, data: FineTuningRequest, store: Store, profile: HardwareProfile, runner: JobRunner
     ) -> JobObject:
-        """Store the job and put it into the queue."""
+        """Store the job, which puts it into the queue."""
         job = await asyncio.to_thread(create_job, store, profile, data)
-        runner.submit(job.id)
+        runner.wake()
         return to_wire(job)
 
     @get("/", operation_id="listPaginatedFineTuningJobs", sync_to_thread=True)
