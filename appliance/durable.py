@@ -16,15 +16,19 @@ from typing import TypeVar
 
 import msgspec
 
-from appliance.errors import CorruptState, OutOfDisk
+from appliance.errors import ApplianceError, CorruptState, OutOfDisk
 
 T = TypeVar("T")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# How the Rust libraries word an operating system's error, since theirs are no OSError (std::io::Error).
+_RUST_NO_ROOM = tuple(f"(os error {number})" for number in _NO_ROOM)
 
 
-def no_room(exc: OSError) -> bool:
+def no_room(exc: Exception) -> bool:
     """Whether the operating system refused a write for want of space, quota or permitted file size."""
-    return exc.errno in _NO_ROOM
+    if isinstance(exc, OSError):
+        return exc.errno in _NO_ROOM
+    return any(words in str(exc) for words in _RUST_NO_ROOM)
 
 
 def out_of_disk(found: str) -> OutOfDisk:
@@ -38,10 +42,12 @@ def out_of_disk(found: str) -> OutOfDisk:
 
 @contextlib.contextmanager
 def full_disk_as_error() -> Iterator[None]:
-    """Raise OutOfDisk where the operating system finds no room; any other OSError passes."""
+    """Raise OutOfDisk where the operating system finds no room; any other error passes."""
     try:
         yield
-    except OSError as exc:
+    except ApplianceError:
+        raise
+    except Exception as exc:
         if not no_room(exc):
             raise
         raise out_of_disk(str(exc)) from exc
@@ -60,11 +66,15 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
     """Replace `path` by `data` in one step that a power cut cannot tear."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
-    with os.fdopen(fd, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     fsync_path(path.parent)
 
 
@@ -91,6 +101,14 @@ def read_json(path: Path, kind: type[T]) -> T:
         raise CorruptState(
             "unreadable_file", f"{path} should hold a {kind.__name__}, but: {exc}"
         ) from exc
+
+
+def sha256_of_directory(directory: Path) -> str:
+    """One digest over each file's name and own digest, sorted by name."""
+    digest = hashlib.sha256()
+    for path in sorted(directory.iterdir()):
+        digest.update(msgspec.json.encode((path.name, sha256_of(path))))
+    return digest.hexdigest()
 
 
 def sha256_of(path: Path) -> str:

@@ -73,10 +73,8 @@ class Child:
             os.close(self._death_fd)
             self._death_fd = None
             if status != 0 and not self._stopping:
-                logger.error(
-                    "child ended badly",
-                    extra={"child": self.name, "status": status, "output": self._output.text},
-                )
+                extra = {"child": self.name, "status": status, "output": self._output.text}
+                logger.error("child ended badly", extra=extra)
         return status
 
     async def stop(self) -> None:
@@ -88,7 +86,7 @@ class Child:
             self._signal_group(signal.SIGCONT)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), TERMINATE_GRACE_SECONDS)
-        self._kill_group()
+        self._signal_group(signal.SIGKILL)
         await self.wait()
 
     def describe_death(self) -> str:
@@ -112,13 +110,13 @@ class Child:
             # Readable when the process ends, whoever reaps it (pidfd_open(2)).
             descriptor = os.pidfd_open(self.pid)
         except ProcessLookupError:
-            self._kill_group()
+            self._signal_group(signal.SIGKILL)
             return
 
         def ended() -> None:
             loop.remove_reader(descriptor)
             os.close(descriptor)
-            self._kill_group()
+            self._signal_group(signal.SIGKILL)
 
         loop.add_reader(descriptor, ended)
 
@@ -129,15 +127,11 @@ class Child:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, number)
 
-    def _kill_group(self) -> None:
-        self._signal_group(signal.SIGKILL)
-
 
 async def start(
     name: str,
     argv: Sequence[str],
     *,
-    environment: Mapping[str, str] | None = None,
     pass_fds: Sequence[int] = (),
 ) -> Child:
     """Start a child in its own process group, tied to this process's life."""
@@ -156,7 +150,6 @@ async def start(
                 **OFFLINE_ENVIRONMENT,
                 "PYTHONUNBUFFERED": "1",
                 DEATH_FD_VARIABLE: str(read_end),
-                **(environment or {}),
             },
         )
     except BaseException:

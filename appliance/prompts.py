@@ -46,6 +46,11 @@ class ChatTemplate:
                 "invalid_template", f"the model's chat template should compile, but: {exc}"
             ) from exc
 
+    @classmethod
+    def of_tokenizer(cls, source: str, tokenizer: Any) -> ChatTemplate:
+        """The template `source` with the special tokens of a Hugging Face tokenizer."""
+        return cls(source, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or "")
+
     def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
         """The text of a conversation, with the opening of the next answer if asked for."""
         try:

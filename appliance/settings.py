@@ -20,6 +20,8 @@ from appliance.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "APPLIANCE_"
 CONFIG_FILE_VARIABLE = "APPLIANCE_CONFIG"
+# Variables of ours that are none of the settings.
+NO_SETTINGS = (CONFIG_FILE_VARIABLE, "APPLIANCE_DEATH_FD", "APPLIANCE_TEST_")
 DEFAULT_CONFIG_FILE = Path("/etc/appliance/appliance.toml")
 
 # Files beside the package in a checkout, and where the installer puts them otherwise.
@@ -163,9 +165,8 @@ def _from_file(environment: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _from_environment(environment: Mapping[str, str]) -> dict[str, Any]:
-    names = {field.name for field in msgspec.structs.fields(Settings)}
     return {
-        name: environment[variable]
-        for name in names
-        if (variable := ENVIRONMENT_PREFIX + name.upper()) in environment
+        variable.removeprefix(ENVIRONMENT_PREFIX).lower(): value
+        for variable, value in environment.items()
+        if variable.startswith(ENVIRONMENT_PREFIX) and not variable.startswith(NO_SETTINGS)
     }

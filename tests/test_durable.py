@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
@@ -11,7 +12,7 @@ import msgspec
 import pytest
 
 from appliance import durable
-from appliance.errors import CorruptState
+from appliance.errors import CorruptState, OutOfDisk
 from appliance.records import Failure
 
 
@@ -103,3 +104,34 @@ def test_missing_json_is_corrupt(tmp_path):
 def test_digest_is_sha256(tmp_path):
     (tmp_path / "f").write_bytes(b"abc" * 100_000)
     assert durable.sha256_of(tmp_path / "f") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_failed_write_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def fail(fd):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space"):
+        durable.write_durably(tmp_path / "file", b"content")
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL = [
+    OSError(errno.ENOSPC, "No space left on device"),
+    OSError(errno.EDQUOT, "Disk quota exceeded"),
+    RuntimeError("I/O error: No space left on device (os error 28)"),
+]
+
+
+@pytest.mark.parametrize("error", FULL)
+def test_full_disk_is_known_however_it_is_told(error):
+    with pytest.raises(OutOfDisk) as caught, durable.full_disk_as_error():
+        raise error
+    assert caught.value.__cause__ is error
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "I/O error"), RuntimeError("(os error 5)")])
+def test_other_errors_pass(error):
+    with pytest.raises(type(error)) as caught, durable.full_disk_as_error():
+        raise error
+    assert caught.value is error

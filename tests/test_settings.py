@@ -149,3 +149,9 @@ def test_no_file_means_defaults():
 )
 def test_url_is_one_that_a_client_can_use(host, url):
     assert Settings(host=host).url == url
+
+
+def test_misspelt_variable_is_refused_and_one_that_is_no_setting_is_not():
+    with pytest.raises(ConfigurationError, match="prot: there is no such setting"):
+        settings.load({}, {"APPLIANCE_PROT": "1"})
+    settings.load({}, {"APPLIANCE_TEST_CONVERTER": "x", "APPLIANCE_DEATH_FD": "3", "OTHER": "x"})

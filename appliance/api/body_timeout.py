@@ -1,17 +1,21 @@
-"""Cuts a client that stops sending in the middle of a body; the server itself only cuts slow headers."""
+"""Cuts a client that stops sending in the middle of a body; the server itself only cuts slow headers.
+
+Also says so when an answer comes before the whole body: the server then closes the connection, and a client
+that does not know may send its next request into the closing one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 from typing import cast
 
-from litestar.types import ASGIApp, HTTPReceiveMessage, Receive, Scope, Send
+from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
 
 from appliance.errors import SlowClient
 
 
 class BodyTimeout:
-    """ASGI middleware that limits the pause between two pieces of a request's body."""
+    """ASGI middleware that watches over a request's body as it comes."""
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
         self._app = app
@@ -19,7 +23,7 @@ class BodyTimeout:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a `receive` that gives up."""
-        complete = False
+        complete = not _has_body(scope)
 
         async def receive_in_time() -> HTTPReceiveMessage:
             nonlocal complete
@@ -37,4 +41,14 @@ class BodyTimeout:
             complete = message["type"] != "http.request" or not message["more_body"]
             return message
 
-        await self._app(scope, receive_in_time, send)
+        async def send_honestly(message: Message) -> None:
+            if message["type"] == "http.response.start" and not complete:
+                message["headers"] = [*message["headers"], (b"connection", b"close")]
+            await send(message)
+
+        await self._app(scope, receive_in_time, send_honestly)
+
+
+def _has_body(scope: Scope) -> bool:
+    headers = dict(scope["headers"])
+    return b"transfer-encoding" in headers or headers.get(b"content-length", b"0") != b"0"

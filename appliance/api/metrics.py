@@ -41,6 +41,12 @@ class Metrics:
         self._tokens = Counter(
             "appliance_tokens", "Tokens of finished answers", ["kind"], registry=self.registry
         )
+        self._prompt = Histogram(
+            "appliance_prompt_seconds",
+            "Time from the start of the work on a request to its first token",
+            buckets=SECONDS_BUCKETS,
+            registry=self.registry,
+        )
         self._generation = Histogram(
             "appliance_generation_seconds",
             "Time from an answer's first token to its last",
@@ -58,6 +64,7 @@ class Metrics:
         self._tokens.labels("prompt").inc(finished.prompt_tokens)
         self._tokens.labels("cached").inc(finished.cached_tokens)
         self._tokens.labels("completion").inc(finished.completion_tokens)
+        self._prompt.observe(finished.prompt_seconds)
         self._generation.observe(finished.generation_seconds)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:

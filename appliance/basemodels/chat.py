@@ -69,9 +69,7 @@ def _compile(hf: Path, tokenizer: Any) -> ChatTemplate:
             "they differ",
             next_step="remove one of the two",
         )
-    return ChatTemplate(
-        source, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or ""
-    )
+    return ChatTemplate.of_tokenizer(source, tokenizer)
 
 
 def _end_of_turn_token_id(tokenizer: Any, template: ChatTemplate) -> int | None:

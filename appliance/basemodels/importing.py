@@ -6,13 +6,11 @@ models are kept nor how they are served.
 
 from __future__ import annotations
 
-import hashlib
 import resource
 import shutil
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging as transformers_logging
 
@@ -108,16 +106,8 @@ def _describe(hf: Path, licence: str) -> ImportResult:
         parameters=sum(sum(safetensors_header.read(shard).values()) for shard in shards),
         context_length=context_length,
         licence=licence,
-        sha256=digest_of(hf),
+        sha256=durable.sha256_of_directory(hf),
     )
-
-
-def digest_of(hf: Path) -> str:
-    """One digest for a directory: over each file's name and own digest, sorted by name."""
-    digest = hashlib.sha256()
-    for path in sorted(hf.iterdir()):
-        digest.update(msgspec.json.encode((path.name, durable.sha256_of(path))))
-    return digest.hexdigest()
 
 
 def _limit_resources(source_bytes: int) -> None:

@@ -43,12 +43,12 @@ def _extent(name: str, entry: Any) -> tuple[int, int, int]:
     try:
         begin, end = entry["data_offsets"]
         item_bytes = ITEM_BYTES[entry["dtype"]]
-        shape = entry["shape"]
+        sizes = (begin, end, *entry["shape"])
     except (KeyError, TypeError, ValueError) as exc:
         raise ValueError(f"describes tensor {name!r} in an unknown way") from exc
-    if not all(type(number) is int and number >= 0 for number in (begin, end, *shape)):
+    if not all(type(number) is int and number >= 0 for number in sizes):
         raise ValueError(f"describes tensor {name!r} by numbers that are no sizes")
-    elements = math.prod(shape)
+    elements = math.prod(sizes[2:])
     if end - begin != elements * item_bytes:
         raise ValueError(
             f"tensor {name!r} should take {elements * item_bytes} bytes; it has {end - begin}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from appliance.checks.finding import Finding
-from appliance.errors import ConfigurationError
 from appliance.hardware import probe, profiles
 from appliance.settings import Settings
 
@@ -11,10 +10,7 @@ NAME = "accelerator"
 
 
 async def check(settings: Settings) -> Finding:
-    """Ask NVML, then choose the profile as the daemon would."""
-    try:
-        profile = profiles.load(settings.profile_dir, settings.profile)
-    except ConfigurationError as exc:
-        return Finding(check=NAME, outcome="failed", found=exc.message, next_step=exc.next_step)
+    """Ask NVML, then choose the profile as the daemon would; raises ConfigurationError as it would."""
+    profile = profiles.load(settings.profile_dir, settings.profile)
     gpus = ", ".join(probe.nvidia_gpus()) or "no NVIDIA GPU"
     return Finding(check=NAME, outcome="ok", found=f"{gpus}; profile {profile.name}")

@@ -7,7 +7,6 @@ from pathlib import Path
 from appliance.checks.finding import Finding
 from appliance.engine import client
 from appliance.engine.protocol import Finished, Message, Sampling
-from appliance.errors import ApplianceError
 from appliance.settings import STARTER, Settings
 from appliance.store.store import Store
 
@@ -17,7 +16,7 @@ MAX_TOKENS = 8
 
 
 async def check(settings: Settings) -> Finding:
-    """Load a model and let it say a few words."""
+    """Load a model and let it say a few words; raises ChildFailed if it cannot."""
     model = _model(settings)
     if model is None:
         return Finding(
@@ -27,14 +26,9 @@ async def check(settings: Settings) -> Finding:
             next_step="appliance models import",
         )
     name, gguf = model
-    try:
-        engine = await client.start(name, gguf, n_ctx=N_CTX, threads=settings.thread_count)
-    except ApplianceError as exc:
-        return Finding(check=NAME, outcome="failed", found=str(exc), next_step="./install.sh")
+    engine = await client.start(name, gguf, n_ctx=N_CTX, threads=settings.thread_count)
     try:
         return await _answer(engine, name)
-    except ApplianceError as exc:
-        return Finding(check=NAME, outcome="failed", found=str(exc), next_step="./install.sh")
     finally:
         await engine.stop()
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 
 from appliance.checks.finding import Finding
 from appliance.settings import Settings
+from appliance.store.store import create_state_dir
 
 NAME = "state directory"
 # A release of a small model needs a few times its size while it is made.
@@ -15,19 +15,9 @@ GIB = 1 << 30
 
 
 async def check(settings: Settings) -> Finding:
-    """Write a file there and look at the free space."""
+    """Write a file there and look at the free space; raises ConfigurationError if that fails."""
     directory = settings.state_dir
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory) as file:
-            file.write(b"x")
-    except OSError as exc:
-        return Finding(
-            check=NAME,
-            outcome="failed",
-            found=f"{directory} cannot be written: {exc.strerror}",
-            next_step="set --state-dir or APPLIANCE_STATE_DIR to a directory of this user",
-        )
+    create_state_dir(directory)
     free = shutil.disk_usage(directory).free
     enough = free >= COMFORTABLE_BYTES
     return Finding(

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import httpx
 import msgspec
 import typer
+from rich.console import Console
 from rich.markup import escape
 
 from appliance import process
@@ -79,7 +80,9 @@ def demo(
     if exit_:
         _stop_daemon(settings, pid)
     else:
-        _print_how_to_go_on(settings, result.model, data)
+        # Where the JSON goes to stdout, it goes there alone.
+        console = output.error_console if json_path == "-" else output.console
+        _print_how_to_go_on(console, settings, result.model, data)
 
 
 def _step(number: str, text: str) -> None:
@@ -203,13 +206,13 @@ def _print_tables(data: Example, scores: Scores, result: DemoResult) -> None:
     output.console.print(output.table(title, ("who answers", "exact match"), summary))
 
 
-def _print_how_to_go_on(settings: Settings, model: str, data: Example) -> None:
+def _print_how_to_go_on(console: Console, settings: Settings, model: str, data: Example) -> None:
     body = {
         "model": model,
         "temperature": 0,
         "messages": [*data.system_messages, {"role": "user", "content": data.heldout_questions[0]}],
     }
-    output.console.print(
+    console.print(
         f"""
 The daemon goes on running at {settings.url}
 The admin key is in {settings.admin_key_file}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import ModuleType
 
 import typer
 
 from appliance.checks.finding import Finding
 from appliance.cli import output
 from appliance.cli.options import JsonPath, with_settings
+from appliance.errors import ApplianceError
 from appliance.settings import Settings
 
 
@@ -30,5 +32,16 @@ async def _run_all(settings: Settings) -> list[Finding]:
     findings = []
     for module in (state_directory, accelerator, converter, four_bit, decode):
         with output.error_console.status(f"checking {module.NAME} …"):
-            findings.append(await module.check(settings))
+            findings.append(await _run(module, settings))
     return findings
+
+
+async def _run(module: ModuleType, settings: Settings) -> Finding:
+    """One check; what it cannot even look at has failed it, and the others still run."""
+    try:
+        found: Finding = await module.check(settings)
+    except ApplianceError as exc:
+        return Finding(
+            check=module.NAME, outcome="failed", found=exc.message, next_step=exc.next_step
+        )
+    return found

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-# Tables go to stderr when stdout is taken by JSON.
 console = Console()
+# For progress, and for everything when stdout is taken by JSON.
 error_console = Console(stderr=True)
 
 

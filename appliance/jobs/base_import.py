@@ -86,7 +86,7 @@ async def import_base(
 
 
 def _known(store: Store, spec: ImportSpec, imported: ImportResult) -> BaseModel | None:
-    """The same model from an earlier import, unless its files are gone."""
+    """The same model from an earlier import, unless its files are damaged or gone."""
     base = store.catalog.find_base(spec.name)
     if base is None:
         return None
@@ -98,8 +98,19 @@ def _known(store: Store, spec: ImportSpec, imported: ImportResult) -> BaseModel 
             param="name",
             next_step="import it under another name",
         )
-    whole = all((store.directory / file.path).is_file() for file in base.files)
-    return base if whole else None
+    return base if _is_whole(store, base) else None
+
+
+def _is_whole(store: Store, base: BaseModel) -> bool:
+    """Whether every file still is what was imported."""
+    try:
+        return durable.sha256_of_directory(
+            store.directory / base.directory / "hf"
+        ) == base.sha256 and all(
+            durable.sha256_of(store.directory / file.path) == file.sha256 for file in base.files
+        )
+    except FileNotFoundError:
+        return False
 
 
 def _release_spec(

@@ -58,7 +58,8 @@ class Advanced(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class ApplianceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`appliance`: everything that OpenAI's API has no place for.
 
-    `policy` says who comes first while a job trains; serving always does so far.
+    `policy` says who comes first while a job trains: serving, so far always. The training child runs at the
+    lowest CPU priority.
     """
 
     technique: Literal["qlora", "lora"] | None = None

@@ -1,5 +1,6 @@
-"""Prove that a GGUF is the model that was trained; every difference is an error, none a warning.
+"""Hold a GGUF against the base's tokenizer and chat template; every difference is an error, none a warning.
 
+Does not compare weights: whether the file answers as the trained model did is not checked here.
 What goes wrong in other people's exports, and silently: another chat template, another end-of-turn token,
 a second BOS, a tokenizer that splits differently, weights that decode to NaN.
 """
@@ -33,9 +34,7 @@ def check(path: Path, tokenizer: Any, *, end_of_turn_token_id: int | None, threa
     if end_of_turn_token_id is not None:
         found = metadata.get("tokenizer.ggml.eos_token_id")
         _require(path, "eos token id", found, end_of_turn_token_id)
-    template = ChatTemplate(
-        source, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or ""
-    )
+    template = ChatTemplate.of_tokenizer(source, tokenizer)
     with Model(path, threads=threads) as model:
         _check_tokens(path, model, tokenizer, template)
         _check_decoding(path, model, template)

@@ -94,10 +94,6 @@ class Model:
         count = llama_cpp.llama_tokenize(self.vocab, data, len(data), tokens, capacity, False, True)
         return tokens[:count]
 
-    def eos_token_id(self) -> int:
-        """The token that ends generation."""
-        return int(llama_cpp.llama_vocab_eos(self.vocab))
-
     def greedy(self, prompt: Sequence[int], count: int) -> tuple[list[int], Any]:
         """`count` most likely tokens after `prompt`, and the logits [count, n_vocab] they came from."""
         params = llama_cpp.llama_context_default_params()

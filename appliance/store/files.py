@@ -51,8 +51,12 @@ class FileStore:
             )
             with self._blob_lock:
                 self._blobs.keep(incoming)
-                with self._database.transaction() as connection:
-                    rows.add(connection, files, file)
+                try:
+                    with self._database.transaction() as connection:
+                        rows.add(connection, files, file)
+                except BaseException:
+                    self._delete_unless_used(file.sha256)
+                    raise
             return file
         finally:
             self._blobs.discard(incoming)
@@ -95,6 +99,16 @@ class FileStore:
         with self._blob_lock:
             with self._database.transaction() as connection:
                 connection.execute(delete(files).where(files.c.id == file_id))
-                shared = rows.find_any(connection, files, sha256=file.sha256)
-            if not shared:
-                self._blobs.delete(file.sha256)
+            self._delete_unless_used(file.sha256)
+
+    def delete_unused_blobs(self) -> None:
+        """Delete bytes that no file refers to: a kill came between the row and the blob."""
+        with self._blob_lock:
+            for digest in self._blobs.digests():
+                self._delete_unless_used(digest)
+
+    def _delete_unless_used(self, digest: str) -> None:
+        with self._database.reading() as connection:
+            used = rows.find_any(connection, files, sha256=digest)
+        if not used:
+            self._blobs.delete(digest)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from appliance import batch
 from appliance.records import TrainingResult
+
+LOWEST_PRIORITY = 19
 
 
 def _main(directory: Path, reporter: batch.Reporter) -> TrainingResult:
@@ -13,6 +16,8 @@ def _main(directory: Path, reporter: batch.Reporter) -> TrainingResult:
     # made it an offline one.
     from appliance.training import worker
 
+    # Serving comes first: its threads run whenever they can.
+    os.nice(LOWEST_PRIORITY)
     return worker.train(directory, reporter)
 
 

@@ -206,9 +206,7 @@ def _template_of(tokenizer: Any) -> ChatTemplate:
             f"the base model should have one chat template; it has {type(source).__name__}",
             next_step="import the instruct variant of the model",
         )
-    return ChatTemplate(
-        source, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or ""
-    )
+    return ChatTemplate.of_tokenizer(source, tokenizer)
 
 
 def _end_of_content(rendered: str, content: str, start: int) -> int:

@@ -240,3 +240,14 @@ def test_methods_that_nobody_knows_do_not_fill_the_metrics(daemon):
     text = wait_for(lambda: daemon.http.get("/metrics").text, "metrics")
     assert "ODD" not in text
     assert "appliance_http_requests_total" in text
+
+
+def test_answer_that_comes_before_the_whole_body_announces_the_end_of_the_connection(daemon):
+    head, tail, headers = multipart(b'name="note"')
+    answer = send(daemon, "/v1/files", headers, pieces(head, tail, 4 * MIB), chunked=True)
+    assert answer is None or answer.headers["connection"] == "close"
+    form = {"files": {"other": ("f", b"x" * MIB)}, "data": {"purpose": "user_data"}}
+    refused = daemon.http.post("/v1/files", **form)
+    assert error_of(refused, 400)["code"] == "invalid_form"
+    assert refused.headers["connection"] == "close"
+    assert "connection" not in daemon.http.get("/v1/models").headers

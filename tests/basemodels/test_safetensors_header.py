@@ -40,6 +40,8 @@ def test_counts_elements(tmp_path: Path) -> None:
         ({"a": entry(0, 16, [-2, -2])}, "no sizes"),
         ({"a": entry(0, 16, [4.0])}, "no sizes"),
         ({"a": entry(0, 16, [4], "F7")}, "unknown way"),
+        ({"a": entry(0, 16, None)}, "unknown way"),
+        ({"a": entry(0, 16, 4)}, "unknown way"),
         ({"a": [1, 2]}, "unknown way"),
         ({"a": {"dtype": "F32"}}, "unknown way"),
         ([], "JSON object"),

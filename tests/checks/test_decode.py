@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from appliance.checks import decode
+from appliance.errors import ChildFailed
 from appliance.settings import Settings
 from tests.children import starter_gguf
 from tests.daemon_process import add_base
@@ -46,6 +47,6 @@ def test_starter_answers_when_nothing_has_been_imported(
 @pytest.mark.llama
 def test_imported_model_that_is_no_gguf_fails_the_check(settings: Settings, starters: Path) -> None:
     add_base(settings.state_dir)
-    found = asyncio.run(decode.check(settings))
-    assert found.outcome == "failed"
-    assert found.next_step
+    with pytest.raises(ChildFailed) as caught:
+        asyncio.run(decode.check(settings))
+    assert caught.value.code == "unloadable_model"

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from appliance.checks import state_directory
+from appliance.errors import ConfigurationError
 from appliance.settings import Settings
 
 
@@ -31,6 +32,6 @@ def test_little_room_is_a_warning(settings: Settings, monkeypatch: pytest.Monkey
 def test_place_that_cannot_be_a_directory_fails(settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     elsewhere = msgspec.structs.replace(settings, state_dir=tmp_path / "file" / "state")
-    found = asyncio.run(state_directory.check(elsewhere))
-    assert found.outcome == "failed"
-    assert "--state-dir" in (found.next_step or "")
+    with pytest.raises(ConfigurationError) as caught:
+        asyncio.run(state_directory.check(elsewhere))
+    assert "--state-dir" in (caught.value.next_step or "")

@@ -159,6 +159,17 @@ def test_doctor_reports_every_check(call):
     assert "Traceback" not in done.stderr
 
 
+def test_doctor_reports_what_it_cannot_even_look_at(call, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = call("doctor", "--json", "-", "--state-dir", str(tmp_path / "file" / "state"))
+    findings = {each["check"]: each for each in json.loads(done.stdout)}
+    assert len(findings) == 5
+    for check in ("state directory", "llama.cpp decode"):
+        assert findings[check]["outcome"] == "failed"
+        assert "--state-dir" in findings[check]["next_step"]
+    assert done.returncode == 1
+
+
 FAILURES = [
     (("files", "upload", "no-such-file"), "no-such-file"),
     (("files", "upload", "."), "Is a directory"),

@@ -25,7 +25,7 @@ def main(directory: Path, reporter: batch.Reporter) -> ImportResult:
         parameters=135_000_000,
         context_length=2048,
         licence=spec.licence,
-        sha256=durable.sha256_of(source),
+        sha256=durable.sha256_of_directory(hf),
     )
 
 

@@ -9,6 +9,7 @@ import json
 
 import pytest
 
+from appliance import durable
 from appliance.errors import ApplianceError, Busy, ChildFailed, InvalidInput, WrongState
 from appliance.hardware import profiles
 from appliance.jobs.base_import import import_base
@@ -94,13 +95,17 @@ def test_name_of_another_model_is_refused(store, run):
     assert leftovers(store) == []
 
 
-def test_importing_again_restores_files_that_are_gone(store, run):
+def test_importing_again_restores_what_is_gone_or_damaged(store, run):
     first, _ = run()
-    (store.directory / first.files[0].path).unlink()
-    again, _ = run()
-    assert store.catalog.bases() == [again]
-    assert again.sha256 == first.sha256
-    assert (store.directory / again.files[0].path).is_file()
+    gguf = store.directory / first.files[0].path
+    config = store.directory / first.directory / "hf" / "config.json"
+    for harm in (gguf.unlink, lambda: gguf.write_text("torn"), lambda: config.write_text("{}")):
+        harm()
+        again, _ = run()
+        assert store.catalog.bases() == [again]
+        assert again.sha256 == first.sha256
+        assert durable.sha256_of(gguf) == first.files[0].sha256
+        assert "weights" in config.read_text()
 
 
 def test_import_killed_before_the_catalogue_knew_it_can_be_repeated(store, run):

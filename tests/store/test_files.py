@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import threading
 
 import pytest
 
 from appliance.errors import InvalidInput, NotFound
+from appliance.store import rows
 
 
 def add(store, content=b"x", filename="f.jsonl", purpose="fine-tune", rows=3):
@@ -100,3 +102,31 @@ def test_page_behind_an_unknown_file_is_empty(store):
     add(store)
     for unknown in ("file-none", "", "' OR 1=1 --"):
         assert store.files.page(purpose=None, after=unknown, limit=9, order="desc") == ([], False)
+
+
+def test_bytes_of_a_file_that_could_not_be_stored_are_not_kept(store, state_dir, monkeypatch):
+    def fail(*_: object) -> None:
+        raise RuntimeError("no row for this one")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "add", fail)
+        with pytest.raises(RuntimeError):
+            add(store, b"lost")
+    assert blobs(state_dir) == []
+    kept = add(store, b"kept")
+    with monkeypatch.context() as patch:
+        patch.setattr(rows, "add", fail)
+        with pytest.raises(RuntimeError):
+            add(store, b"kept")
+    assert store.files.content_path(kept).read_bytes() == b"kept"
+
+
+def test_bytes_that_a_kill_left_without_a_file_are_deleted(store, state_dir):
+    kept = add(store, b"kept")
+    digest = hashlib.sha256(b"lost").hexdigest()
+    orphan = state_dir / "blobs" / digest[:2] / digest
+    orphan.parent.mkdir(exist_ok=True)
+    orphan.write_bytes(b"lost")
+    store.files.delete_unused_blobs()
+    assert not orphan.exists()
+    assert store.files.content_path(kept).read_bytes() == b"kept"

@@ -62,13 +62,16 @@ class ChatController(Controller):
 
 
 async def _generate(data: ChatRequest, router: Router, metrics: Metrics) -> Events:
-    async with router.engine(data.model) as engine:
-        messages = [message.plain() for message in data.messages]
-        async with aclosing(engine.generate(messages, data.sampling())) as events:
-            async for event in events:
-                if isinstance(event, Finished):
-                    metrics.count_answer(event)
-                yield event
+    # What cannot be answered must not cost a load.
+    messages, sampling = [message.plain() for message in data.messages], data.sampling()
+    async with (
+        router.engine(data.model) as engine,
+        aclosing(engine.generate(messages, sampling)) as events,
+    ):
+        async for event in events:
+            if isinstance(event, Finished):
+                metrics.count_answer(event)
+            yield event
 
 
 async def _collect(data: ChatRequest, events: Events) -> ChatCompletion:

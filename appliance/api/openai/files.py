@@ -63,6 +63,7 @@ class FilesController(Controller):
     ) -> FileObject:
         """Store a file; training data is checked row by row before it is accepted."""
         async with upload_form.read(request, store.temporary_directory) as form:
+            _refuse_expiry(form.fields)
             purpose = _purpose(form.fields.get("purpose"))
             if form.filename is None:
                 raise InvalidInput(
@@ -128,6 +129,17 @@ def _purpose(given: object) -> Purpose:
             f"purpose should be one of {', '.join(get_args(Purpose))}; found {given!r}",
             param="purpose",
         ) from None
+
+
+def _refuse_expiry(fields: dict[str, str]) -> None:
+    """Ignoring it would keep data that its owner believes to be gone."""
+    if any(name.startswith("expires_after") for name in fields):
+        raise InvalidInput(
+            "unsupported_parameter",
+            "expires_after is not supported by this version",
+            param="expires_after",
+            next_step="leave it out and delete the file when it is no longer needed",
+        )
 
 
 def _check_for(purpose: Purpose) -> Callable[[Path], int | None]:
