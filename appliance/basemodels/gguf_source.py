@@ -14,7 +14,7 @@ from typing import Any
 import llama_cpp
 import torch
 from tokenizers import Regex, Tokenizer, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from appliance import batch
 from appliance.errors import InvalidInput
@@ -42,9 +42,12 @@ def convert(source: Path, header: GgufHeader, hf: Path, reporter: batch.Reporter
     link = hf / "model.gguf"
     link.symlink_to(source)
     try:
-        tokenizer = _tokenizer(link, header)
+        # Read once for both: the parser takes seconds for a large vocabulary.
+        config = _config(link, header)
         reporter.alive()
-        model = _model(link, header)
+        tokenizer = _tokenizer(link, header, config)
+        reporter.alive()
+        model = _model(link, header, config)
     finally:
         link.unlink()
     reporter.report("write", f"writing {model.num_parameters():,} parameters as safetensors")
@@ -52,11 +55,19 @@ def convert(source: Path, header: GgufHeader, hf: Path, reporter: batch.Reporter
     tokenizer.save_pretrained(hf)
 
 
-def _model(link: Path, header: GgufHeader) -> Any:
+def _config(link: Path, header: GgufHeader) -> Any:
+    try:
+        return AutoConfig.from_pretrained(link.parent, gguf_file=link.name)
+    except Exception as exc:
+        raise _unreadable(header, exc) from exc
+
+
+def _model(link: Path, header: GgufHeader, config: Any) -> Any:
     try:
         return AutoModelForCausalLM.from_pretrained(
             link.parent,
             gguf_file=link.name,
+            config=config,
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.float32,
         )
@@ -64,9 +75,9 @@ def _model(link: Path, header: GgufHeader) -> Any:
         raise _unreadable(header, exc) from exc
 
 
-def _tokenizer(link: Path, header: GgufHeader) -> Any:
+def _tokenizer(link: Path, header: GgufHeader, config: Any) -> Any:
     try:
-        tokenizer = AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name)
+        tokenizer = AutoTokenizer.from_pretrained(link.parent, gguf_file=link.name, config=config)
         set_pre_tokenizer(tokenizer.backend_tokenizer, header.metadata.get("tokenizer.ggml.pre"))
     except Exception as exc:
         raise _unreadable(header, exc) from exc

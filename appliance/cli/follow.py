@@ -1,12 +1,21 @@
-"""The live view of a job: messages as they come, and a bar with loss, step, tokens/s and ETA."""
+"""What a person sees of long work: messages as they come, and a bar for each stage with its time left."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from appliance.cli import output
 from appliance.cli.client import Client
@@ -16,25 +25,56 @@ ENDED = frozenset({"succeeded", "failed", "cancelled"})
 EVENTS_PER_PAGE = 1000
 
 
-def follow_job(client: Client, job_id: str) -> dict[str, Any]:
-    """Show the job until it has ended; returns it as it then is."""
-    seen: set[str] = set()
+class LiveView:
+    """A bar a stage, and lines of text above them."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._bars: dict[str, TaskID] = {}
+
+    def say(self, text: str) -> None:
+        """A line of text."""
+        self._progress.console.print(escape(f"  {text}"), highlight=False)
+
+    def advance(self, stage: str, done: int, total: int, detail: str = "") -> None:
+        """Move the bar of a stage; the first call shows it."""
+        if stage not in self._bars:
+            self._bars[stage] = self._progress.add_task(stage, total=total, detail="")
+        self._progress.update(self._bars[stage], total=total, completed=done, detail=detail)
+
+    def finish(self) -> None:
+        """All that was shown has come to its end."""
+        for task in self._progress.tasks:
+            self._progress.update(task.id, completed=task.total)
+
+
+@contextmanager
+def live_view() -> Iterator[LiveView]:
+    """A live view on the terminal while the block runs."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("    {task.description:9}"),
         BarColumn(),
         TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[detail]}"),
         TimeElapsedColumn(),
+        TextColumn("elapsed,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
     )
     with Progress(*columns, console=output.error_console) as progress:
-        bar = progress.add_task("training", total=1, detail="", visible=False)
+        yield LiveView(progress)
+
+
+def follow_job(client: Client, job_id: str) -> dict[str, Any]:
+    """Show the job until it has ended; returns it as it then is."""
+    seen: set[str] = set()
+    with live_view() as view:
         while True:
             job: dict[str, Any] = client.get(f"/v1/fine_tuning/jobs/{job_id}")
             for event in _new_events(client, job_id, seen):
-                if "total_steps" in (event["data"] or {}):
-                    _advance(progress, bar, event["data"], job["estimated_finish"])
-                else:
-                    progress.console.print(escape(f"  {event['level']}: {event['message']}"))
+                _show(view, event)
             if job["status"] in ENDED:
+                if job["status"] == "succeeded":
+                    view.finish()
                 return job
             time.sleep(POLL_SECONDS)
 
@@ -46,13 +86,13 @@ def _new_events(client: Client, job_id: str, seen: set[str]) -> list[dict[str, A
     return fresh
 
 
-def _advance(
-    progress: Progress, bar: Any, data: dict[str, Any], estimated_finish: int | None
-) -> None:
-    eta = f"{max(0, estimated_finish - time.time()):.0f} s left" if estimated_finish else ""
-    detail = (
-        f"loss {data['train_loss']:.3f}  {data.get('tokens_per_second', 0):.0f} tokens/s  {eta}"
-    )
-    progress.update(
-        bar, visible=True, total=data["total_steps"], completed=data["step"], detail=detail
-    )
+def _show(view: LiveView, event: dict[str, Any]) -> None:
+    data = event["data"] or {}
+    if "train_loss" in data:
+        detail = f"loss {data['train_loss']:.3f}  {data.get('tokens_per_second', 0):.0f} tokens/s"
+        view.advance("training", data["step"], data["total_steps"], detail)
+        return
+    view.say(f"{event['level']}: {event['message']}")
+    if "total_steps" in data:
+        # A step that begins has not been done.
+        view.advance("release", data["step"] - 1, data["total_steps"])

@@ -9,6 +9,7 @@ import typer
 
 from appliance.cli import output
 from appliance.cli.client import connect
+from appliance.cli.follow import LiveView, live_view
 from appliance.cli.options import CONNECTION, JsonPath, with_settings
 from appliance.records import BaseModel, Progress
 from appliance.settings import Settings
@@ -64,17 +65,27 @@ def import_base(
     from appliance.records import ImportSpec
     from appliance.store.store import Store
 
-    def show(lines: list[Progress]) -> None:
-        for line in lines:
-            output.error_console.print(f"  {line.message}", markup=False)
-
     spec = ImportSpec(name=name, source=str(source.absolute()), licence=licence, origin=origin)
     profile = profiles.load(settings.profile_dir, settings.profile)
     store = Store(settings.state_dir)
     try:
-        return asyncio.run(base_import.import_base(store, settings, profile, PROGRAMS, spec, show))
+        with live_view() as view:
+            base = asyncio.run(
+                base_import.import_base(
+                    store, settings, profile, PROGRAMS, spec, lambda lines: _show(view, lines)
+                )
+            )
+            view.finish()
+            return base
     finally:
         store.close()
+
+
+def _show(view: LiveView, lines: list[Progress]) -> None:
+    for line in lines:
+        view.say(line.message)
+        if line.data and "total_steps" in line.data:
+            view.advance("release", line.data["step"] - 1, line.data["total_steps"])
 
 
 def _types(model: dict[str, list[dict[str, str]]]) -> str:

@@ -32,6 +32,21 @@ BITS_PER_WEIGHT = {Quantization.Q4_K_M: 7.5, Quantization.Q8_0: 9.0}
 METADATA_BYTES = 32 << 20
 
 
+class _Steps:
+    """Reports each step as it begins, and which of how many it is."""
+
+    def __init__(self, spec: ReleaseSpec, reporter: batch.Reporter) -> None:
+        self._reporter = reporter
+        self._begun = 0
+        merging = spec.adapter_directory is not None
+        self._total = merging + 1 + 2 * len(spec.quantizations)
+
+    def begin(self, key: str, message: str) -> None:
+        self._begun += 1
+        data = {"step": self._begun, "total_steps": self._total}
+        self._reporter.report(key, message, data=data)
+
+
 def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
     """Make what `spec.json` in `directory` asks for; raises ApplianceError if any check fails."""
     started = time.monotonic()
@@ -55,26 +70,29 @@ def _make(
     base = Path(spec.base_directory)
     _check_converter(spec)
     _check_space(spec, base, work)
-    weights = _merged(spec, base, work, reporter)
+    steps = _Steps(spec, reporter)
+    weights = _merged(spec, base, work, reporter, steps)
     float_file = work / "float.gguf"
-    reporter.report("convert", "converting to GGUF")
+    steps.begin("convert", "converting to GGUF")
     _convert(spec, weights, float_file, reporter)
     if weights != base:
         shutil.rmtree(weights)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
     return tuple(
-        _quantized(spec, quantization, float_file, directory, tokenizer, reporter)
+        _quantized(spec, quantization, float_file, directory, tokenizer, steps)
         for quantization in spec.quantizations
     )
 
 
-def _merged(spec: ReleaseSpec, base: Path, work: Path, reporter: batch.Reporter) -> Path:
+def _merged(
+    spec: ReleaseSpec, base: Path, work: Path, reporter: batch.Reporter, steps: _Steps
+) -> Path:
     """The directory to convert: the base itself if there is nothing to merge."""
     if spec.adapter_directory is None:
         return base
     merged = work / "merged"
     merged.mkdir()
-    reporter.report("merge", "merging the adapter into the base model")
+    steps.begin("merge", "merging the adapter into the base model")
     pairs = merge.merge(base, Path(spec.adapter_directory), merged)
     reporter.report("merged", f"merged {pairs} LoRA pairs", data={"lora_pairs": pairs})
     return merged
@@ -114,13 +132,13 @@ def _quantized(
     float_file: Path,
     directory: Path,
     tokenizer: Any,
-    reporter: batch.Reporter,
+    steps: _Steps,
 ) -> ReleaseFile:
     name = f"model-{quantization}.gguf"
     unchecked, final = float_file.with_name(name), directory / name
-    reporter.report(f"quantize:{quantization}", f"quantizing to {quantization}")
+    steps.begin(f"quantize:{quantization}", f"quantizing to {quantization}")
     llamacpp.quantize(float_file, unchecked, quantization, threads=spec.threads)
-    reporter.report(f"check:{quantization}", f"checking {name} against the base model")
+    steps.begin(f"check:{quantization}", f"checking {name} against the base model")
     checks.check(
         unchecked,
         tokenizer,

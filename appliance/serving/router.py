@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -35,6 +34,16 @@ class _Slot:
     draining: bool = False
 
 
+@dataclasses.dataclass
+class _Load:
+    """A load under way, shared by everybody who waits for it; they become the users of what it gives."""
+
+    task: asyncio.Task[None]
+    waiting: int = 0
+    begun: bool = False
+    slot: _Slot | None = None
+
+
 class Router:
     """Names to engines. All methods but `loaded` belong to one event loop.
 
@@ -56,52 +65,40 @@ class Router:
         self._max_waiting = max_waiting
         self._idle_seconds = idle_seconds
         self._slots: dict[Path, _Slot] = {}
-        # Requests that wait or are answered, from before the load on.
-        self._requests: Counter[Path] = Counter()
+        self._loads: dict[Path, _Load] = {}
         # One load at a time: two would fight for the same memory and cores.
         self._loading = asyncio.Lock()
-        self._claims: dict[asyncio.Task[_Slot], Path] = {}
         self._left = asyncio.Event()
+        self._closed = False
 
     @asynccontextmanager
     async def engine(self, name: str, path: Path | None = None) -> AsyncIterator[Engine]:
         """An engine with the model loaded, kept loaded while the block runs.
 
         `path` is for a model that `resolve` does not know yet. Raises NotFound for an unknown name,
-        ChildFailed if it does not load, Busy if too many wait.
+        ChildFailed if it does not load, Busy if too many wait or the router has been closed.
         """
         path = path or await self._resolve(name)
-        if self._requests[path] >= self._max_waiting:
-            raise Busy(
-                "rate_limit_exceeded",
-                f"{self._max_waiting} requests are waiting for {name!r} already",
-                next_step="try again in a moment",
-            )
-        self._requests[path] += 1
+        if self._closed:
+            raise Busy("stopping", "the appliance is being stopped", next_step="try again later")
+        slot = self._enter_loaded(name, path) or await self._await_load(name, path)
         try:
-            slot = self._enter_loaded(path) or await self._load_and_enter(name, path)
-            try:
-                yield slot.engine
-            finally:
-                self._leave(slot)
+            yield slot.engine
         finally:
-            self._requests[path] -= 1
-            if not self._requests[path]:
-                del self._requests[path]
+            self._leave(slot)
 
     async def unload(self, path: Path) -> None:
         """Stop the engine of this file, whoever uses or awaits it; not an error if there is none."""
-        claims = [claim for claim, claimed in self._claims.items() if claimed == path]
-        for claim in claims:
-            claim.cancel()
-        if claims:
-            await asyncio.wait(claims)
+        load = self._loads.get(path)
+        if load is not None:
+            load.task.cancel()
+            await asyncio.wait({load.task})
         await self._drop(path)
 
     async def close(self) -> None:
-        """Stop every engine."""
-        paths = {*self._slots, *self._claims.values()}
-        await asyncio.gather(*(self.unload(path) for path in paths))
+        """Stop every engine and load no other."""
+        self._closed = True
+        await asyncio.gather(*(self.unload(path) for path in {*self._slots, *self._loads}))
 
     async def unload_idle(self) -> None:
         """Unload what nobody has used for the idle time; to be called now and then."""
@@ -117,57 +114,93 @@ class Router:
         slots = self._slots.copy().values()
         return {slot.name: slot.users for slot in slots if slot.engine.alive}
 
-    def _enter_loaded(self, path: Path) -> _Slot | None:
+    def _enter_loaded(self, name: str, path: Path) -> _Slot | None:
         slot = self._slots.get(path)
         if slot is None or slot.draining or not slot.engine.alive:
             return None
+        self._refuse_if_full(name, slot.users)
         slot.users += 1
         return slot
-
-    async def _load_and_enter(self, name: str, path: Path) -> _Slot:
-        """Wait for the load in a task of its own: a client that goes away does not undo it."""
-        claim = asyncio.create_task(self._claim(name, path), name=f"load of {name}")
-        self._claims[claim] = path
-        claim.add_done_callback(self._claims.pop)
-        try:
-            return await asyncio.shield(claim)
-        except asyncio.CancelledError:
-            claim.add_done_callback(self._give_back)
-            current = asyncio.current_task()
-            if current is not None and current.cancelling():
-                raise
-            raise ChildFailed(
-                "engine_stopped",
-                f"{name} should load and answer, but it was stopped",
-                next_step="send the request again",
-            ) from None
-
-    def _give_back(self, claim: asyncio.Task[_Slot]) -> None:
-        """Of a claim that nobody waits for any more."""
-        if claim.cancelled():
-            return
-        if (failure := claim.exception()) is not None:
-            logger.warning("a load failed that nobody awaits", exc_info=failure)
-            return
-        self._leave(claim.result())
 
     def _leave(self, slot: _Slot) -> None:
         slot.users -= 1
         slot.used_at = asyncio.get_running_loop().time()
         self._left.set()
 
-    async def _claim(self, name: str, path: Path) -> _Slot:
-        async with self._loading:
-            slot = self._enter_loaded(path)
-            if slot is not None:
-                return slot
-            await self._drop(path)
-            await self._make_room()
-            engine = await self._launch(name, path)
-            logger.info("model loaded", extra={"model": name, "path": str(path)})
-            now = asyncio.get_running_loop().time()
-            slot = self._slots[path] = _Slot(name, engine, users=1, used_at=now)
-            return slot
+    def _refuse_if_full(self, name: str, waiting: int) -> None:
+        if waiting >= self._max_waiting:
+            raise Busy(
+                "rate_limit_exceeded",
+                f"{self._max_waiting} requests are waiting for {name!r} already",
+                next_step="try again in a moment",
+            )
+
+    async def _await_load(self, name: str, path: Path) -> _Slot:
+        """The slot once it is loaded, entered. A load that has begun goes on when a client gives up."""
+        load = self._loads.get(path)
+        if load is None:
+            load = self._begin_load(name, path)
+        self._refuse_if_full(name, load.waiting)
+        load.waiting += 1
+        try:
+            await asyncio.shield(load.task)
+        except BaseException as exc:
+            if load.slot is not None:
+                # Loaded in this very moment, for somebody who has just gone.
+                self._leave(load.slot)
+            else:
+                load.waiting -= 1
+                if not load.waiting and not load.begun:
+                    self._forget(path, load)
+                    load.task.cancel()
+            if load.task.cancelled() and _is_not_cancelled_itself(exc):
+                raise ChildFailed(
+                    "engine_stopped",
+                    f"{name} should load and answer, but it was stopped",
+                    next_step="send the request again",
+                ) from None
+            raise
+        assert load.slot is not None
+        return load.slot
+
+    def _begin_load(self, name: str, path: Path) -> _Load:
+        load = self._loads[path] = _Load(asyncio.create_task(self._load(name, path)))
+
+        def ended(task: asyncio.Task[None]) -> None:
+            # A task that is cancelled before it begins never reaches its own clean-up.
+            self._forget(path, load)
+            if not task.cancelled() and (failure := task.exception()) is not None:
+                logger.warning("model not loaded", extra={"model": name, "reason": str(failure)})
+
+        load.task.add_done_callback(ended)
+        return load
+
+    def _forget(self, path: Path, load: _Load) -> None:
+        if self._loads.get(path) is load:
+            del self._loads[path]
+
+    async def _load(self, name: str, path: Path) -> None:
+        load = self._loads[path]
+        try:
+            async with self._loading:
+                load.begun = True
+                slot = self._slots.get(path)
+                # It may be there: one that was to make room, and then did not have to.
+                if slot is None or not slot.engine.alive:
+                    slot = await self._launch_slot(name, path)
+                slot.users += load.waiting
+                load.slot = slot
+        finally:
+            self._forget(path, load)
+
+    async def _launch_slot(self, name: str, path: Path) -> _Slot:
+        await self._drop(path)
+        await self._make_room()
+        engine = await self._launch(name, path)
+        logger.info("model loaded", extra={"model": name, "path": str(path)})
+        now = asyncio.get_running_loop().time()
+        slot = self._slots[path] = _Slot(name, engine, used_at=now)
+        return slot
 
     async def _make_room(self) -> None:
         try:
@@ -190,3 +223,10 @@ class Router:
         slot = self._slots.pop(path, None)
         if slot is not None:
             await slot.engine.stop()
+
+
+def _is_not_cancelled_itself(exc: BaseException) -> bool:
+    current = asyncio.current_task()
+    return (
+        isinstance(exc, asyncio.CancelledError) and current is not None and not current.cancelling()
+    )

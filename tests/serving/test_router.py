@@ -287,7 +287,39 @@ def test_unloading_ends_a_load_and_tells_who_waits(run, closing):
             await asked
         assert caught.value.code == "engine_stopped"
         bench.add("a")
-        assert await bench.ask("a") == "a:hello"
+        if closing:
+            with pytest.raises(Busy):
+                await bench.ask("a")
+        else:
+            assert await bench.ask("a") == "a:hello"
+
+    run(scenario)
+
+
+def test_everybody_who_waits_for_a_load_is_told_of_its_failure_at_once(run):
+    async def scenario(bench):
+        bench.add("a", "load-crash")
+        asked = [asyncio.create_task(bench.ask("a")) for _ in range(4)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert [outcome.code for outcome in outcomes] == ["engine_died"] * 4
+        assert len(bench.noted("a", "load")) == 1
+
+    run(scenario)
+
+
+def test_load_that_has_not_begun_is_given_up_with_its_last_client(run):
+    async def scenario(bench):
+        bench.add("a", "load-slow")
+        first = asyncio.create_task(bench.ask("a"))
+        while not bench.noted("a", "load"):
+            await asyncio.sleep(0.01)
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(bench.ask("b"), 0.02)
+        assert await first == "a:hello"
+        assert await bench.ask("c") == "c:hello"
+        assert bench.noted("b", "load") == []
+        assert await bench.ask("b") == "b:hello"
 
     run(scenario)
 

@@ -18,6 +18,9 @@ from appliance.jobs.runner import JobRunner
 from appliance.records import HardwareProfile, Job, JobEvent
 from appliance.store.store import Store
 
+# What makes an event one of metrics; others may carry data, too.
+METRICS = frozenset({"train_loss", "valid_loss"})
+
 
 class ErrorObject(msgspec.Struct):
     """OpenAI's job error; a healthy job shows one with nulls."""
@@ -105,7 +108,7 @@ def event_to_wire(event: JobEvent) -> EventObject:
         created_at=event.created_at,
         level=event.level,
         message=event.message,
-        type="message" if event.data is None else "metrics",
+        type="metrics" if METRICS & (event.data or {}).keys() else "message",
         data=event.data,
     )
 
