@@ -11,16 +11,18 @@ import fcntl
 import ipaddress
 import logging
 import os
+import resource
 import signal
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC
 from pathlib import Path
 from typing import IO, Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from granian.constants import Interfaces
+from granian.constants import HTTPModes, Interfaces
 from granian.server.embed import Server
 from litestar import Litestar, Router
 from litestar.di import Provide
@@ -51,6 +53,11 @@ logger = logging.getLogger(__name__)
 
 # Room for the form around an uploaded file.
 MULTIPART_OVERHEAD_BYTES = 1 << 20
+WORKER_THREADS = 32
+# Held requests and silent connections count; the server's own 128 are soon taken.
+MAX_CONNECTIONS = 1024
+# From the end of all answers to the end of connections that a client keeps open all the same.
+DRAIN_SECONDS = 5
 IDLE_POLL_SECONDS = 10
 
 PROGRAMS = Programs(
@@ -73,9 +80,16 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         jobs_by_status=store.jobs.count_by_status, loaded_models=router.loaded
     )
 
+    async def stop_work() -> None:
+        """End answers and jobs' children; what is asked then is refused. May be called again."""
+        await runner.stop()
+        await router.close()
+
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
-        queue = asyncio.create_task(runner.run(), name="job queue")
+        # Requests that only read must not wait behind uploads that are being checked.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(WORKER_THREADS))
+        runner.start()
         timers = AsyncIOScheduler(timezone=UTC)
         timers.add_job(router.unload_idle, "interval", seconds=IDLE_POLL_SECONDS)
         timers.start()
@@ -84,11 +98,8 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         try:
             yield
         finally:
-            notify_systemd("STOPPING=1")
             timers.shutdown(wait=False)
-            queue.cancel()
-            await asyncio.gather(queue, return_exceptions=True)
-            await router.close()
+            await stop_work()
             store.close()
 
     app = Litestar(
@@ -130,6 +141,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         logging_config=None,
     )
     app.state.store = store
+    app.state.stop_work = stop_work
     return app
 
 
@@ -152,7 +164,7 @@ def _model_router(
             path,
             n_ctx=profile.n_ctx,
             threads=settings.thread_count,
-            load_stall_seconds=settings.engine_load_stall_seconds,
+            stall_seconds=settings.engine_stall_seconds,
             program=programs.engine,
         )
 
@@ -184,22 +196,58 @@ async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:
     lock = _lock_state_dir(settings)
     try:
         _check_address(settings)
+        _raise_file_limit()
+        app = create_app(settings, programs)
         server = Server(
-            create_app(settings, programs),
+            app,
             address=settings.host,
             port=settings.port,
             interface=Interfaces.ASGI,
+            # Its "auto" waits without limit for a client to show which version it speaks.
+            http=HTTPModes.http1,
+            backlog=MAX_CONNECTIONS,
+            backpressure=MAX_CONNECTIONS,
             websockets=False,
             log_access=False,
             # Its own logging set-up would write plain text beside our JSON lines.
             log_enabled=False,
         )
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, server.stop)
-        await server.serve()
+        await _serve_until_told(server, app)
     finally:
         lock.close()
+
+
+async def _serve_until_told(server: Server, app: Litestar) -> None:
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    serving, waiting = asyncio.create_task(server.serve()), asyncio.create_task(told.wait())
+    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    if serving.done():
+        # It could not even start.
+        waiting.cancel()
+        serving.result()
+        return
+    notify_systemd("STOPPING=1")
+    logger.info("stopping")
+    # Before the server: it waits for open answers, and they end only when the engines do.
+    await app.state.stop_work()
+    server.stop()
+    done, _ = await asyncio.wait({serving}, timeout=DRAIN_SECONDS)
+    if not done:
+        logger.warning("connections are cut that clients keep open")
+        app.state.store.close()
+        logging.shutdown()
+        # The server's own threads would wait for those clients.
+        os._exit(0)
+    serving.result()
+
+
+def _raise_file_limit() -> None:
+    """A connection is a file; the customary soft limit is no more than MAX_CONNECTIONS."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _check_address(settings: Settings) -> None:

@@ -19,6 +19,23 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from appliance.errors import InvalidInput
 
 TEMPLATE_LIMIT_BYTES = 256 * 1024
+MAX_PRODUCT = 1 << 20
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, which limits ranges but neither powers nor repetitions, such as 'x' * 4000000000."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        """Multiply numbers, repeat texts; nothing that grows out of bounds."""
+        if operator == "**" or _size_of(left) * _size_of(right) > MAX_PRODUCT:
+            raise jinja2.TemplateError(f"{operator} may give no more than {MAX_PRODUCT}")
+        return super().call_binop(context, operator, left, right)
+
+
+def _size_of(value: Any) -> float:
+    return abs(value) if isinstance(value, int | float) else max(1, len(value))
 
 
 class ChatTemplate:
@@ -32,7 +49,7 @@ class ChatTemplate:
             )
         # The two settings and the globals are what Hugging Face's own renderer provides
         # (transformers/utils/chat_template_utils.py), so that the same source gives the same text.
-        environment = ImmutableSandboxedEnvironment(
+        environment = _Sandbox(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.globals["raise_exception"] = _raise_exception

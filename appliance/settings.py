@@ -63,7 +63,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _help("CPU threads for training, release and serving; 0 takes all.", ge=0, le=1024)
     ] = 0
     max_upload_bytes: Annotated[int, _help("Largest file that can be uploaded.", ge=1)] = 512 * MIB
-    max_request_bytes: Annotated[int, _help("Largest body of any other request.", ge=1)] = 8 * MIB
+    max_request_bytes: Annotated[int, _help("Largest body of any other request.", ge=1)] = 2 * MIB
     body_timeout_seconds: Annotated[
         float, _help("Longest pause of a client in the middle of a request body.", gt=0)
     ] = 30.0
@@ -73,8 +73,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     stall_timeout_seconds: Annotated[
         float, _help("A training or release that shows no progress for so long is stopped.", gt=0)
     ] = 900.0
-    engine_load_stall_seconds: Annotated[
-        float, _help("A model load that shows no progress for so long is given up.", gt=0)
+    engine_stall_seconds: Annotated[
+        float,
+        _help(
+            "An engine that shows no progress in loading or answering for so long is ended.", gt=0
+        ),
     ] = 120.0
     engine_idle_seconds: Annotated[
         float, _help("A model that answered nothing for so long is unloaded.", gt=0)

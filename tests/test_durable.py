@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shutil
 import stat
 from pathlib import Path
 
@@ -135,3 +136,16 @@ def test_other_errors_pass(error):
     with pytest.raises(type(error)) as caught, durable.full_disk_as_error():
         raise error
     assert caught.value is error
+
+
+def test_digest_of_a_directory_tells_names_and_content_not_time(tmp_path):
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    digest = durable.sha256_of_directory(source)
+    copy = Path(shutil.copytree(source, tmp_path / "copy", copy_function=shutil.copyfile))
+    assert durable.sha256_of_directory(copy) == digest
+    (copy / "LICENSE").write_text("text")
+    with_licence = durable.sha256_of_directory(copy)
+    (copy / "LICENSE").rename(copy / "NOTICE")
+    assert len({digest, with_licence, durable.sha256_of_directory(copy)}) == 3

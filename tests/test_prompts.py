@@ -130,3 +130,20 @@ def test_template_in_a_message_stays_text():
     assert "{{ 7 * 7 }}{% raw %}" in ChatTemplate(CHATML).render(
         messages, add_generation_prompt=False
     )
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    ["'x' * 4000000000", "[1] * 4000000000", "4000000000 * 'x'", "9 ** 9 ** 9", "'x' * -9999999"],
+)
+def test_template_cannot_fill_the_memory(bomb):
+    template = ChatTemplate("{{ (" + bomb + ") }}")
+    with pytest.raises(InvalidInput) as caught:
+        template.render([], add_generation_prompt=True)
+    assert caught.value.code == "template_refused"
+
+
+def test_template_may_multiply():
+    assert (
+        ChatTemplate("{{ '-' * 3 }}{{ 6 * 7 }}").render([], add_generation_prompt=True) == "---42"
+    )

@@ -28,7 +28,7 @@ BAD_VALUES = [
     ("body_timeout_seconds", "nan", "nan"),
     ("checkpoint_seconds", "-1", ">= 0"),
     ("stall_timeout_seconds", "soon", "soon"),
-    ("engine_load_stall_seconds", "0", "> 0"),
+    ("engine_stall_seconds", "0", "> 0"),
     ("engine_idle_seconds", "-0.5", "> 0"),
     ("max_waiting_requests", "0", ">= 1"),
     ("state_dir", "", "path"),
@@ -89,7 +89,7 @@ def test_every_setting_can_be_set_by_its_variable():
         "body_timeout_seconds": "4",
         "checkpoint_seconds": "5",
         "stall_timeout_seconds": "6",
-        "engine_load_stall_seconds": "7",
+        "engine_stall_seconds": "7",
         "engine_idle_seconds": "8",
         "max_waiting_requests": "9",
     }

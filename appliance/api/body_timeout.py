@@ -31,14 +31,17 @@ class BodyTimeout:
                 # What may still come is the news that the client is gone; that may take for ever.
                 return cast(HTTPReceiveMessage, await receive())
             try:
-                received = await asyncio.wait_for(receive(), self._seconds)
+                message = cast(HTTPReceiveMessage, await asyncio.wait_for(receive(), self._seconds))
             except TimeoutError:
                 raise SlowClient(
                     "request_timeout",
                     f"the body should keep coming; nothing came for {self._seconds:g} s",
                 ) from None
-            message = cast(HTTPReceiveMessage, received)
-            complete = message["type"] != "http.request" or not message["more_body"]
+            if message["type"] == "http.disconnect":
+                raise SlowClient(
+                    "client_disconnected", "the body should be complete; its client went away"
+                )
+            complete = not message["more_body"]
             return message
 
         async def send_honestly(message: Message) -> None:

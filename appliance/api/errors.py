@@ -100,6 +100,13 @@ def handle_recursion(request: Request[Any, Any, Any], exc: RecursionError) -> Re
     return _response(Envelope(ErrorBody(message, _type_of(status), None, "invalid_value")), status)
 
 
+def handle_bad_text(request: Request[Any, Any, Any], exc: UnicodeDecodeError) -> Response[Envelope]:
+    """Answer for a body whose text is not UTF-8, which msgspec tells in its own way."""
+    message = f"the body's text should be UTF-8; it is not, at byte {exc.start} of a string"
+    status = HTTPStatus.BAD_REQUEST
+    return _response(Envelope(ErrorBody(message, _type_of(status), None, "invalid_value")), status)
+
+
 def handle_os_error(request: Request[Any, Any, Any], exc: OSError) -> Response[Envelope]:
     """Answer for a full disk with its own kind; any other refusal of the system is a fault of ours."""
     if durable.no_room(exc):
@@ -120,6 +127,7 @@ HANDLERS: Mapping[Any, Any] = {
     ApplianceError: handle_appliance_error,
     HTTPException: handle_http_exception,
     RecursionError: handle_recursion,
+    UnicodeDecodeError: handle_bad_text,
     OSError: handle_os_error,
     Exception: handle_unexpected,
 }

@@ -25,13 +25,15 @@ _PARTIAL = "hf.partial"
 _GROWTH = 20
 _LIBRARIES_BYTES = 8 << 30
 _OPEN_FILES = 1024
+MAX_CONTEXT_LENGTH = 1 << 30
 
 
 def import_base_model(directory: Path, reporter: batch.Reporter) -> ImportResult:
     """Import what `spec.json` in `directory` names; raises InvalidInput if it cannot be trusted or used."""
     spec = durable.read_json(directory / batch.SPEC, ImportSpec)
     source = Path(spec.source)
-    if not source.exists():
+    # Anything else, such as a pipe, could be waited on for ever.
+    if not (source.is_dir() or source.is_file()):
         raise InvalidInput(
             "no_such_source", f"{source} should be a directory or a GGUF file; there is none"
         )
@@ -95,10 +97,11 @@ def _check_weights(hf: Path) -> None:
 def _describe(hf: Path, licence: str) -> ImportResult:
     config: Any = AutoConfig.from_pretrained(hf, local_files_only=True, trust_remote_code=False)
     context_length = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if not isinstance(context_length, int):
+    if not (isinstance(context_length, int) and 1 <= context_length <= MAX_CONTEXT_LENGTH):
         raise InvalidInput(
             "no_context_length",
-            f"config.json should give max_position_embeddings; it gives {context_length!r}",
+            f"config.json should give max_position_embeddings from 1 to {MAX_CONTEXT_LENGTH}; "
+            f"it gives {context_length!r}",
         )
     shards = sorted(hf.glob("*.safetensors"))
     return ImportResult(

@@ -78,7 +78,7 @@ def copy(files: list[Path], destination: Path) -> Iterator[Path]:
 
 def _entry_fault(entry: Path, source: Path) -> str | None:
     name = entry.name
-    if entry.is_symlink() and not entry.resolve().is_relative_to(source.resolve()):
+    if entry.is_symlink() and not _stays_inside(entry, source):
         return f"{name}: is a link to outside the directory"
     if entry.suffix in PICKLES:
         return f"{name}: is a pickle, which can run code when it is read"
@@ -89,6 +89,13 @@ def _entry_fault(entry: Path, source: Path) -> str | None:
     if not _matches(name, COPIED):
         return f"{name}: is not a file of a known kind"
     return None
+
+
+def _stays_inside(entry: Path, source: Path) -> bool:
+    try:
+        return entry.resolve().is_relative_to(source.resolve())
+    except (OSError, RuntimeError):
+        return False  # a link in a circle
 
 
 def _content_faults(path: Path) -> list[str]:
@@ -102,7 +109,11 @@ def _content_faults(path: Path) -> list[str]:
     content, fault = _read_object(path)
     if fault:
         return [fault]
-    faults = [f"{path.name}: names code to run (auto_map)"] if _holds_auto_map(content) else []
+    try:
+        code = _holds_auto_map(content)
+    except RecursionError:
+        return [f"{path.name}: nests too deep"]
+    faults = [f"{path.name}: names code to run (auto_map)"] if code else []
     return faults + (_config_faults(content) if path.name == "config.json" else [])
 
 

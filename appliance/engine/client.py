@@ -30,6 +30,7 @@ from appliance.engine.protocol import (
     Reply,
     Request,
     Sampling,
+    Working,
 )
 from appliance.errors import ApplianceError, ChildFailed, InvalidInput, TooLarge
 
@@ -49,8 +50,11 @@ class Engine:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         loaded: Loaded,
+        stall_seconds: float,
     ) -> None:
         self.loaded = loaded
+        self._stall_seconds = stall_seconds
+        self._heard_at = asyncio.get_running_loop().time()
         self._child = child
         self._reader = reader
         self._writer = writer
@@ -82,7 +86,8 @@ class Engine:
 
         Leaving early cancels the request; use `contextlib.aclosing`, so that it does so at once. Raises
         InvalidInput or TooLarge for a request that cannot be answered, SlowClient when too much lies
-        unread, ChildFailed when the engine failed ("engine_died", "engine_stopped", "decode_failed").
+        unread, ChildFailed when the engine failed ("engine_died", "engine_stopped", "engine_stalled",
+        "decode_failed").
         """
         if self._last_words is not None:
             raise self._ended()
@@ -90,7 +95,7 @@ class Engine:
         answer = self._answers[request.id] = Answer(request.id)
         try:
             await self._send(request)
-            while not isinstance(piece := await answer.read(), Finished):
+            while not isinstance(piece := await self._read(answer), Finished):
                 yield piece
             # Whoever has the end may never come back for more.
             self._forget(request.id)
@@ -103,6 +108,19 @@ class Engine:
         self._stopping = True
         await self._child.stop()
         await asyncio.shield(self._receiver)
+
+    async def _read(self, answer: Answer) -> Delta | Finished:
+        """The next of an answer; ends an engine that has said nothing to anybody for too long."""
+        loop = asyncio.get_running_loop()
+        while True:
+            waits_since = loop.time()
+            try:
+                async with asyncio.timeout(self._stall_seconds):
+                    return await answer.read()
+            except TimeoutError:
+                if self._heard_at < waits_since:
+                    await self._child.stop()
+                    raise _stalled(self._child, "answering", self._stall_seconds) from None
 
     # --- requests ---
 
@@ -127,7 +145,9 @@ class Engine:
     async def _receive(self) -> None:
         try:
             while True:
-                self._dispatch(await _read_reply(self._reader))
+                reply = await _read_reply(self._reader)
+                self._heard_at = asyncio.get_running_loop().time()
+                self._dispatch(reply)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # how the process ended says more
         except (TooLarge, msgspec.MsgspecError):
@@ -135,7 +155,7 @@ class Engine:
         await self._bury()
 
     def _dispatch(self, reply: Reply) -> None:
-        if isinstance(reply, Loading | Loaded):
+        if isinstance(reply, Loading | Loaded | Working):
             return
         answer = self._answers.get(reply.id)
         if answer is None:
@@ -179,14 +199,14 @@ async def start(
     *,
     n_ctx: int,
     threads: int,
-    load_stall_seconds: float = 60,
+    stall_seconds: float = 60,
     program: Sequence[str] = PROGRAM,
 ) -> Engine:
     """Start an engine and wait until its model is loaded.
 
     `name` is for logs and messages; `n_ctx` is cut to what the model was trained with. Raises ChildFailed
-    if the model cannot be loaded, if the process dies, or if loading shows no progress for
-    `load_stall_seconds`.
+    if the model cannot be loaded, if the process dies, or if loading shows no progress for `stall_seconds`,
+    which later holds for answers, too.
     """
     ours, theirs = socket.socketpair()
     try:
@@ -207,12 +227,12 @@ async def start(
         raise
     reader, writer = await asyncio.open_unix_connection(sock=ours)
     try:
-        loaded = await _wait_until_loaded(child, reader, load_stall_seconds)
+        loaded = await _wait_until_loaded(child, reader, stall_seconds)
     except BaseException:
         writer.close()
         await child.stop()
         raise
-    return Engine(child, reader, writer, loaded)
+    return Engine(child, reader, writer, loaded, stall_seconds)
 
 
 async def _wait_until_loaded(
@@ -231,11 +251,7 @@ async def _wait_until_loaded(
                     case Failed():
                         raise ChildFailed(reply.code, reply.message, next_step=reply.next_step)
     except TimeoutError:
-        raise ChildFailed(
-            "engine_stalled",
-            f"{child.name} should show progress of loading every {stall_seconds:g} s; it has not",
-            next_step="raise engine_load_stall_seconds on a slow device",
-        ) from None
+        raise _stalled(child, "loading", stall_seconds) from None
     except (asyncio.IncompleteReadError, ConnectionError):
         await _see_end(child)
         raise _died(child) from None
@@ -253,6 +269,14 @@ async def _see_end(child: process.Child) -> None:
     if not done:
         await child.stop()
     await ended
+
+
+def _stalled(child: process.Child, work: str, stall_seconds: float) -> ChildFailed:
+    return ChildFailed(
+        "engine_stalled",
+        f"{child.name} should show progress of {work} every {stall_seconds:g} s; it has not",
+        next_step="try again; raise engine_stall_seconds on a slow device",
+    )
 
 
 def _died(child: process.Child) -> ChildFailed:

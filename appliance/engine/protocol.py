@@ -118,6 +118,12 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     context_length: int
 
 
+class Working(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """A sign of life while a prompt is decoded, which gives no text."""
+
+    id: int
+
+
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The next piece of an answer; never empty."""
 
@@ -157,7 +163,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 Request = Generate | Cancel
-Reply = Loading | Loaded | Delta | Finished | Failed
+Reply = Loading | Loaded | Working | Delta | Finished | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(Request)

@@ -18,7 +18,16 @@ from typing import BinaryIO, NoReturn
 
 from appliance.engine import protocol
 from appliance.engine.generation import Generation
-from appliance.engine.protocol import Cancel, Delta, Failed, Generate, Loaded, Loading, Reply
+from appliance.engine.protocol import (
+    Cancel,
+    Delta,
+    Failed,
+    Generate,
+    Loaded,
+    Loading,
+    Reply,
+    Working,
+)
 from appliance.engine.runtime import Runtime
 from appliance.engine.sequence import CachedSequence
 from appliance.errors import ApplianceError, InvalidInput
@@ -143,6 +152,8 @@ def _answer(
             while generation.finished is None and not job.cancelled.is_set():
                 if text := generation.step():
                     send(Delta(id=job.request.id, text=text))
+                else:
+                    send(Working(id=job.request.id))
             if generation.finished is not None:
                 send(generation.finished)
     except ApplianceError as exc:

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from appliance import durable
-from appliance.errors import ApplianceError, WrongState
+from appliance.errors import ApplianceError, Busy, WrongState
 from appliance.jobs import specs, stages
 from appliance.records import (
     Job,
@@ -59,9 +59,20 @@ class JobRunner:
         self._withdraw = withdraw
         self._woken = asyncio.Event()
         self._current: tuple[str, asyncio.Task[None]] | None = None
+        self._queue: asyncio.Task[None] | None = None
 
-    async def run(self) -> None:
-        """Run for ever: the oldest job that has not ended, then the next.
+    def start(self) -> None:
+        """Begin to work through the queue."""
+        self._queue = asyncio.create_task(self._run(), name="job queue")
+
+    async def stop(self) -> None:
+        """Stop; the children are gone when this returns, and the jobs wait for the next start."""
+        if self._queue is not None:
+            self._queue.cancel()
+            await asyncio.wait({self._queue})
+
+    async def _run(self) -> None:
+        """The oldest job that has not ended, then the next.
 
         Where even a failure cannot be stored (a full disk), the queue waits and takes the job up again.
         """
@@ -125,6 +136,9 @@ class JobRunner:
         try:
             with durable.full_disk_as_error():
                 await self._through_all_stages(job_id)
+        except Busy:
+            # Not the job's fault: the queue takes it up again.
+            raise
         except ApplianceError as exc:
             await self._fail(job_id, JobError(code=exc.code, message=str(exc), param=exc.param))
         except Exception:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from appliance import batch, durable, process
+from appliance.errors import ApplianceError
 from appliance.records import Progress
 
 logger = logging.getLogger(__name__)
@@ -39,9 +40,17 @@ async def run(
     metrics = MetricsTail(directory / batch.METRICS)
 
     async def ingest() -> None:
-        lines = await asyncio.to_thread(metrics.read)
+        lines, offset = await asyncio.to_thread(metrics.read)
         if lines:
             await asyncio.to_thread(on_progress, lines)
+        metrics.offset = offset
+
+    async def try_to_ingest() -> None:
+        try:
+            await ingest()
+        except ApplianceError as exc:
+            # Hours of training are not given up for it: the lines stay there for the next time.
+            logger.warning("progress not stored yet", extra={"reason": str(exc)})
 
     if (directory / batch.RESULT).exists():
         # What it reported last may not have been read before the daemon ended.
@@ -53,8 +62,9 @@ async def run(
             child,
             progress=process.file_progress(directory / batch.METRICS, directory / batch.HEARTBEAT),
             stall_timeout_seconds=stall_timeout_seconds,
-            on_poll=ingest,
+            on_poll=try_to_ingest,
         )
+        await ingest()
         if not (directory / batch.RESULT).exists():
             raise batch.failure_of(directory, child)
     return await asyncio.to_thread(durable.read_json, directory / batch.RESULT, result)
@@ -66,23 +76,24 @@ def _prepare(directory: Path, spec: msgspec.Struct) -> None:
 
 
 class MetricsTail:
-    """Reads the lines that were added to a child's `metrics.jsonl` since the last call."""
+    """Reads the lines that were added to a child's `metrics.jsonl` behind `offset`."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._offset = 0
+        self.offset = 0
 
-    def read(self) -> list[Progress]:
-        """New complete lines; one that is not valid (torn by a power cut) is logged and passed over."""
+    def read(self) -> tuple[list[Progress], int]:
+        """New complete lines, and where they end; one that is not valid (torn by a power cut) is logged and
+        passed over."""
         try:
             with self._path.open("rb") as file:
-                file.seek(self._offset)
+                file.seek(self.offset)
                 data = file.read()
         except FileNotFoundError:
-            return []
+            return [], self.offset
         complete = data[: data.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        return [line for raw in complete.splitlines() if (line := _decode(raw)) is not None]
+        lines = [line for raw in complete.splitlines() if (line := _decode(raw)) is not None]
+        return lines, self.offset + len(complete)
 
 
 def _decode(raw: bytes) -> Progress | None:

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -67,17 +68,15 @@ class BlobStore:
         """Remove what was received and not kept; not an error after `keep`."""
         incoming.path.unlink(missing_ok=True)
 
-    def path(self, digest: str) -> Path:
-        """Where the blob lies, for reading; raises NotFound if it does not."""
-        path = self._path(digest)
-        if not path.is_file():
-            raise NotFound("no_such_blob", f"the blob store holds nothing with digest {digest}")
-        return path
+    def open(self, digest: str) -> BinaryIO:
+        """The blob, for reading; raises NotFound if there is none."""
+        with _missing_as_error(digest):
+            return self._path(digest).open("rb")
 
     def link(self, digest: str, destination: Path) -> None:
         """Give the blob a second name outside the store, which outlives its deletion here."""
-        with contextlib.suppress(FileExistsError):
-            os.link(self.path(digest), destination)
+        with _missing_as_error(digest), contextlib.suppress(FileExistsError):
+            os.link(self._path(digest), destination)
         durable.fsync_path(destination.parent)
 
     def delete(self, digest: str) -> None:
@@ -97,8 +96,20 @@ class BlobStore:
 
     def _remove_abandoned(self) -> None:
         for leftover in self._incoming.iterdir():
-            if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
-                leftover.unlink(missing_ok=True)
+            # Another process may finish with it in this moment.
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+                    leftover.unlink()
+
+
+@contextlib.contextmanager
+def _missing_as_error(digest: str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError:
+        raise NotFound(
+            "no_such_blob", f"the blob store holds nothing with digest {digest}"
+        ) from None
 
 
 def _copy(source: BinaryIO, destination: Path, limit_bytes: int) -> tuple[str, int]:

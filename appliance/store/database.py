@@ -6,7 +6,9 @@ Knows nothing of what the tables mean.
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +19,12 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.exc import DatabaseError, OperationalError
 
 from appliance import durable
-from appliance.errors import CorruptState
+from appliance.errors import Busy, CorruptState
 
 BUSY_TIMEOUT_MILLISECONDS = 10_000
+# SQLite's side files cannot even be opened with less.
+LEAST_FREE_BYTES = 1 << 20
+_PERHAPS_NO_ROOM = (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 MIGRATIONS = Path(__file__).parent / "migrations"
 
 
@@ -34,8 +39,12 @@ class Database:
         )
         event.listen(self._engine, "connect", _configure)
         event.listen(self._engine, "begin", _begin)
+        self._path = path
+        # SQLite lets one write at a time and makes the others poll; a lock lets them in by turns.
+        self._writing = threading.Lock()
         try:
-            _migrate(self._engine)
+            with self._errors_as_ours():
+                _migrate(self._engine)
         except (DatabaseError, _UnknownRevision) as exc:
             self._engine.dispose()
             raise CorruptState(
@@ -43,17 +52,18 @@ class Database:
                 f"{path} should be this version's database, but: {getattr(exc, 'orig', exc)}",
                 next_step="restore the state directory from a backup, or install what wrote it",
             ) from exc
+        except BaseException:
+            self._engine.dispose()
+            raise
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """One atomic transaction; durable once the block is left without an exception."""
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except OperationalError as exc:
-            if getattr(exc.orig, "sqlite_errorcode", None) != sqlite3.SQLITE_FULL:
-                raise
-            raise durable.out_of_disk(str(exc.orig)) from exc
+        """One atomic transaction; durable once the block is left without an exception.
+
+        Raises OutOfDisk where there is no room, Busy where another process keeps the database locked.
+        """
+        with self._errors_as_ours(), self._writing, self._engine.begin() as connection:
+            yield connection
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -61,6 +71,26 @@ class Database:
         options = self._engine.connect().execution_options(read_only=True)
         with options as connection, connection.begin():
             yield connection
+
+    @contextmanager
+    def _errors_as_ours(self) -> Iterator[None]:
+        try:
+            yield
+        except OperationalError as exc:
+            # The low byte is the kind, the others say more (sqlite.org/rescode.html).
+            code = getattr(exc.orig, "sqlite_errorcode", 0) & 0xFF
+            if code == sqlite3.SQLITE_FULL or (code in _PERHAPS_NO_ROOM and self._is_disk_full()):
+                raise durable.out_of_disk(str(exc.orig)) from exc
+            if code == sqlite3.SQLITE_BUSY:
+                raise Busy(
+                    "database_locked",
+                    f"the database should be free within {BUSY_TIMEOUT_MILLISECONDS} ms; it is not",
+                    next_step="see which other program has it open",
+                ) from exc
+            raise
+
+    def _is_disk_full(self) -> bool:
+        return shutil.disk_usage(self._path.parent).free < LEAST_FREE_BYTES
 
     def close(self) -> None:
         """Close all connections."""

@@ -73,9 +73,9 @@ class FileStore:
         with self._database.reading() as connection:
             return rows.find(connection, files, StoredFile, id=file_id)
 
-    def content_path(self, file: StoredFile) -> Path:
-        """Where the bytes lie, for reading."""
-        return self._blobs.path(file.sha256)
+    def open_content(self, file: StoredFile) -> BinaryIO:
+        """The bytes, for reading; they stay readable when the file is deleted. NotFound if it just was."""
+        return self._blobs.open(file.sha256)
 
     def link_content(self, file: StoredFile, destination: Path) -> None:
         """Give the bytes a second name that outlives the file."""

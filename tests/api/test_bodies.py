@@ -251,3 +251,39 @@ def test_answer_that_comes_before_the_whole_body_announces_the_end_of_the_connec
     assert error_of(refused, 400)["code"] == "invalid_form"
     assert refused.headers["connection"] == "close"
     assert "connection" not in daemon.http.get("/v1/models").headers
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/fine_tuning/jobs", "/api/v1/keys"])
+def test_text_that_is_not_utf8_is_told(daemon, path):
+    body = b'{"model": "\xed\xa0\x80", "training_file": "x", "name": "\xff"}'
+    answer = daemon.http.post(path, content=body, headers={"Content-Type": "application/json"})
+    assert "UTF-8" in error_of(answer, 400)["message"]
+
+
+@pytest.mark.parametrize("path", [CHAT, "/v1/files"])
+def test_client_that_leaves_in_the_middle_of_its_body_is_no_fault_of_ours(daemon_with, path):
+    daemon = daemon_with()
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.key}\r\n"
+    kind = "application/json" if path == CHAT else "multipart/form-data; boundary=b"
+    for _ in range(3):
+        with socket.create_connection(("127.0.0.1", daemon.port)) as connection:
+            rest = f"Content-Type: {kind}\r\nContent-Length: 100\r\n\r\n--b"
+            connection.sendall((head + rest).encode())
+    ok(daemon.http.get("/v1/models"))
+    assert daemon.stop() == 0
+    assert "ERROR" not in daemon.log.read_text()
+
+
+def test_download_goes_on_when_the_file_is_deleted(daemon_with):
+    daemon = daemon_with()
+    content = bytes(range(256)) * (8 << 12)
+    file = daemon.upload(content, purpose="user_data", name="ü b.bin")
+    path = f"/v1/files/{file['id']}"
+    with daemon.http.stream("GET", f"{path}/content") as answer:
+        pieces = answer.iter_raw()
+        got = next(pieces)
+        with daemon.client(daemon.key) as other:
+            ok(other.delete(path))
+        assert got + b"".join(pieces) == content
+    assert answer.headers["content-disposition"] == "attachment; filename*=utf-8''%C3%BC%20b.bin"
+    assert error_of(daemon.http.get(f"{path}/content"), 404)["code"] == "file_not_found"

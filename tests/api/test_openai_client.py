@@ -79,13 +79,19 @@ def test_files_come_back_as_they_went(client):
     data = bytes(range(256)) * 100
     file = client.files.create(file=io.BytesIO(data), purpose="user_data")
     assert client.files.content(file.id).read() == data
-    again = client.files.create(
-        file=("again.bin", data),
-        purpose="user_data",
-        expires_after={"anchor": "created_at", "seconds": 3600},
-    )
+    again = client.files.create(file=("again.bin", data), purpose="user_data")
     ids = [each.id for each in client.files.list(purpose="user_data", limit=1)]
     assert ids[:2] == [again.id, file.id]
+
+
+def test_expiry_of_a_file_is_refused_rather_than_ignored(client):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.files.create(
+            file=("x.bin", b"x"),
+            purpose="user_data",
+            expires_after={"anchor": "created_at", "seconds": 3600},
+        )
+    assert caught.value.param == "expires_after"
 
 
 def test_models_are_listed_and_described(client):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -147,17 +148,10 @@ class TestHuggingFaceDirectory:
         failure = refusal_of(tmp_path / "nowhere", tmp_path / "import")
         assert failure.code == "no_such_source"
 
-
-def test_digest_tells_names_and_content_not_time(source: Path, tmp_path: Path) -> None:
-    from appliance.basemodels import importing
-
-    digest = importing.digest_of(source)
-    copy = Path(shutil.copytree(source, tmp_path / "copy", copy_function=shutil.copyfile))
-    assert importing.digest_of(copy) == digest
-    (copy / "LICENSE").write_text("text")
-    with_licence = importing.digest_of(copy)
-    (copy / "LICENSE").rename(copy / "NOTICE")
-    assert len({digest, with_licence, importing.digest_of(copy)}) == 3
+    def test_a_pipe_is_refused_and_not_waited_for(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        failure = refusal_of(tmp_path / "pipe", tmp_path / "import")
+        assert failure.code == "no_such_source"
 
 
 def write(name: str, text: str) -> Callable[[Path], object]:

@@ -68,6 +68,18 @@ def test_a_killed_engine_fails_every_pending_request(starter_gguf: Path) -> None
     asyncio.run(run())
 
 
+def test_a_stopped_engine_is_noticed_and_ended(starter_gguf: Path) -> None:
+    async def run() -> None:
+        async with running(starter_gguf, stall_seconds=5) as engine:
+            os.kill(engine.pid, signal.SIGSTOP)
+            with pytest.raises(ChildFailed) as caught:
+                await ask(engine, "Is anybody there?")
+            assert caught.value.code == "engine_stalled"
+            assert not engine.alive
+
+    asyncio.run(run())
+
+
 def test_stopping_ends_a_busy_engine_and_says_so_to_who_waits(starter_gguf: Path) -> None:
     async def run() -> None:
         async with running(starter_gguf, n_ctx=8192) as engine:
@@ -172,5 +184,5 @@ def test_a_cut_file_is_refused(starter_gguf: Path, tmp_path: Path) -> None:
 
 
 def test_a_load_without_progress_is_given_up(starter_gguf: Path) -> None:
-    error = asyncio.run(failure_to_start(starter_gguf, load_stall_seconds=0.05))
+    error = asyncio.run(failure_to_start(starter_gguf, stall_seconds=0.05))
     assert error.code == "engine_stalled"

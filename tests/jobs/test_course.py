@@ -181,6 +181,15 @@ def test_model_that_does_not_answer_its_first_question_is_withdrawn(shared_daemo
     wait_for(lambda: not children_of(shared_daemon, job), "its engine to be gone")
 
 
+def test_model_that_hangs_on_its_first_question_fails_its_job_and_the_next_one_runs(daemon_with):
+    daemon = daemon_with(engine_stall_seconds=2)
+    job, next_one = daemon.create_job("answer-hang"), daemon.create_job()
+    failed = daemon.wait_for_job(job["id"])
+    assert (failed["status"], failed["error"]["code"]) == ("failed", "engine_stalled")
+    assert daemon.wait_for_job(next_one["id"])["status"] == "succeeded"
+    wait_for(lambda: not children_of(daemon, job), "its engine to be gone")
+
+
 def test_finished_job_cannot_be_cancelled(shared_daemon):
     job = shared_daemon.wait_for_job(shared_daemon.create_job()["id"], "succeeded")
     error = error_of(shared_daemon.http.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel"), 400)

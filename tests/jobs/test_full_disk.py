@@ -66,3 +66,18 @@ def test_full_disk_loses_nothing_and_everything_goes_on(daemon, small_disk):
     assert daemon.http.get(f"/v1/files/{kept['id']}/content").content == b"kept" * 1000
     incoming = daemon.state_dir / "blobs" / "incoming"
     assert list(incoming.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_daemon_that_cannot_start_on_a_full_disk_says_so_and_starts_once_there_is_room(
+    daemon, small_disk
+):
+    kept = daemon.upload(b"kept", purpose="user_data")
+    assert daemon.stop() == 0
+    fill(small_disk)
+    with pytest.raises(AssertionError, match=r"out_of_disk|No space left"):
+        daemon.start()
+    assert "backup" not in daemon.log_tail()
+    (small_disk / "ballast").unlink()
+    daemon.start()
+    assert ok(daemon.http.get("/v1/files"))["data"] == [kept]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import socket
+import sqlite3
+import threading
+import time
 
 import pytest
 
+from appliance.store.database import BUSY_TIMEOUT_MILLISECONDS
 from tests.daemon_process import (
     BASE,
     DaemonProcess,
@@ -84,15 +89,54 @@ def test_no_process_outlives_the_daemon(daemon, how):
     wait_for(lambda: not group_members(trainer) + group_members(engine), "the children to be gone")
 
 
-def test_stop_does_not_wait_for_a_client_that_reads_slowly(daemon):
+def keep_stream_open(daemon, stack):
     messages = [{"role": "user", "content": "slow 10000"}]
     body = {"model": BASE, "messages": messages, "stream": True}
-    with (
-        daemon.client(daemon.key) as client,
-        client.stream("POST", "/v1/chat/completions", json=body) as response,
-    ):
-        next(response.iter_lines())
+    client = stack.enter_context(daemon.client(daemon.key))
+    response = stack.enter_context(client.stream("POST", "/v1/chat/completions", json=body))
+    # Kept: a generator that is dropped closes the connection.
+    lines = response.iter_lines()
+    next(lines)
+    return lines
+
+
+def keep_answer_waiting(daemon, stack):
+    messages = [{"role": "user", "content": "hang"}]
+    client = stack.enter_context(daemon.client(daemon.key))
+    body = {"model": BASE, "messages": messages}
+    asked = threading.Thread(
+        target=client.post, args=("/v1/chat/completions",), kwargs={"json": body}
+    )
+    asked.start()
+    stack.callback(asked.join)
+    log = daemon.state_dir / "base_models" / BASE / "model-Q4_K_M.log"
+    wait_for(lambda: log.exists() and "generate" in log.read_text(), "the engine to begin")
+    return asked
+
+
+def keep_download_unread(daemon, stack):
+    file = daemon.upload(b"x" * (32 << 20), purpose="user_data")
+    client = stack.enter_context(daemon.client(daemon.key))
+    pieces = stack.enter_context(client.stream("GET", f"/v1/files/{file['id']}/content")).iter_raw()
+    next(pieces)
+    return pieces
+
+
+def keep_request_half_sent(daemon, stack):
+    connection = stack.enter_context(socket.create_connection(("127.0.0.1", daemon.port)))
+    head = f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.key}\r\n"
+    connection.sendall(f"{head}Content-Length: 100\r\n\r\n".encode())
+    return connection
+
+
+@pytest.mark.parametrize(
+    "keep", [keep_stream_open, keep_answer_waiting, keep_download_unread, keep_request_half_sent]
+)
+def test_stop_waits_for_no_client(daemon, keep):
+    with contextlib.ExitStack() as stack:
+        kept = keep(daemon, stack)
         assert daemon.stop() == 0
+        assert kept is not None
 
 
 def test_job_cancelled_before_a_kill_stays_cancelled(daemon):
@@ -135,3 +179,17 @@ def test_job_whose_data_is_gone_fails_and_says_so(daemon):
     daemon.start()
     assert daemon.wait_for_job(running["id"])["status"] == "succeeded"
     assert daemon.wait_for_job(waiting["id"])["status"] == "failed"
+
+
+def test_training_survives_a_database_that_another_program_locks_for_long(daemon):
+    job = daemon.create_job("long")
+    daemon.wait_for_event(job["id"], "Step 8/")
+    path = daemon.state_dir / "appliance.db"
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        # Longer than the daemon waits for a lock.
+        time.sleep(BUSY_TIMEOUT_MILLISECONDS / 1000 + 2)
+        other.execute("ROLLBACK")
+    assert daemon.wait_for_job(job["id"])["status"] == "succeeded"
+    steps = [e["message"] for e in daemon.events(job["id"]) if e["message"].startswith("Step ")]
+    assert steps == [f"Step {n}/120" for n in range(1, 121)]

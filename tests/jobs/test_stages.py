@@ -15,7 +15,8 @@ def line(key: str) -> bytes:
 
 
 def keys(tail: MetricsTail) -> list[str]:
-    return [progress.key for progress in tail.read()]
+    lines, tail.offset = tail.read()
+    return [progress.key for progress in lines]
 
 
 def test_each_line_is_read_once_and_only_when_it_is_whole(tmp_path):

@@ -24,8 +24,9 @@ from tests.fakes import PROGRAMS
 class Bench:
     """A router over fake engines, and what they noted."""
 
-    def __init__(self, directory: Path, **limits: object) -> None:
+    def __init__(self, directory: Path, stall_seconds: float = 30, **limits: object) -> None:
         self.directory = directory
+        self.stall_seconds = stall_seconds
         self.router = Router(
             resolve=self.resolve,
             launch=self.launch,
@@ -44,7 +45,12 @@ class Bench:
 
     async def launch(self, name: str, path: Path) -> client.Engine:
         return await client.start(
-            name, path, n_ctx=128, threads=1, load_stall_seconds=30, program=PROGRAMS.engine
+            name,
+            path,
+            n_ctx=128,
+            threads=1,
+            stall_seconds=self.stall_seconds,
+            program=PROGRAMS.engine,
         )
 
     def add(self, name: str, load: str = "") -> None:
@@ -199,6 +205,31 @@ def test_engine_that_dies_in_an_answer_fails_that_one_with_its_last_words(run):
         assert await bench.ask("a") == "a:hello"
 
     run(scenario)
+
+
+def test_engine_that_says_nothing_is_ended_and_replaced(run):
+    async def scenario(bench):
+        await bench.ask("a")
+        asked = [asyncio.create_task(bench.ask("a", "hang")) for _ in range(3)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert {outcome.code for outcome in outcomes} <= {"engine_stalled", "engine_died"}
+        assert "engine_stalled" in {outcome.code for outcome in outcomes}
+        assert await bench.ask("a") == "a:hello"
+        assert len(bench.noted("a", "load")) == 2
+
+    run(scenario, stall_seconds=3)
+
+
+def test_request_that_waits_behind_a_long_answer_is_no_stall(run):
+    async def scenario(bench):
+        await bench.ask("a")
+        long = asyncio.create_task(bench.ask("a", "slow 100"))
+        while bench.router.loaded() != {"a": 1}:
+            await asyncio.sleep(0.01)
+        assert await bench.ask("a") == "a:hello"
+        assert (await long).endswith("99 ")
+
+    run(scenario, stall_seconds=3)
 
 
 @pytest.mark.parametrize(

@@ -38,14 +38,14 @@ def test_kept_blob_is_found_by_its_digest(blobs, tmp_path, content):
     incoming = keep(blobs, content)
     assert incoming.sha256 == hashlib.sha256(content).hexdigest()
     assert incoming.bytes == len(content)
-    assert blobs.path(incoming.sha256).read_bytes() == content
+    assert blobs._path(incoming.sha256).read_bytes() == content
     assert leftovers(tmp_path) == []
 
 
 def test_received_bytes_have_no_name_until_kept(blobs, tmp_path):
     incoming = blobs.receive(io.BytesIO(CONTENT), limit_bytes=1 << 20)
     with pytest.raises(NotFound):
-        blobs.path(DIGEST)
+        blobs.open(DIGEST)
     blobs.discard(incoming)
     assert leftovers(tmp_path) == []
 
@@ -71,9 +71,9 @@ def test_stream_that_breaks_leaves_nothing(blobs, tmp_path):
 @pytest.mark.parametrize("damage", [b"", CONTENT[:-1], b"x" * len(CONTENT)])
 def test_torn_blob_is_replaced_by_the_same_content(blobs, damage):
     keep(blobs)
-    blobs.path(DIGEST).write_bytes(damage)
+    blobs._path(DIGEST).write_bytes(damage)
     keep(blobs)
-    assert blobs.path(DIGEST).read_bytes() == CONTENT
+    assert blobs._path(DIGEST).read_bytes() == CONTENT
 
 
 def test_keeping_twice_is_durable_twice(blobs, monkeypatch):
@@ -84,7 +84,7 @@ def test_keeping_twice_is_durable_twice(blobs, monkeypatch):
     )
     keep(blobs)
     # An earlier process may have been killed between its rename and its fsync.
-    assert str(blobs.path(DIGEST).parent) in flushed
+    assert str(blobs._path(DIGEST).parent) in flushed
 
 
 def test_link_outlives_the_blob(blobs, tmp_path):
@@ -103,7 +103,7 @@ def test_link_outlives_the_blob(blobs, tmp_path):
 )
 def test_digest_that_is_none_never_becomes_a_path(blobs, digest):
     with pytest.raises(CorruptState):
-        blobs.path(digest)
+        blobs.open(digest)
     with pytest.raises(CorruptState):
         blobs.delete(digest)
 

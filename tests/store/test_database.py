@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 import threading
 
@@ -11,7 +12,8 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import text
 
-from appliance.errors import ConfigurationError, CorruptState, OutOfDisk
+from appliance.errors import Busy, ConfigurationError, CorruptState, OutOfDisk
+from appliance.store import database as database_module
 from appliance.store.database import MIGRATIONS, Database
 from appliance.store.store import Store
 from appliance.store.tables import api_keys, metadata
@@ -168,3 +170,16 @@ def test_full_disk_has_its_own_error_and_goes_away(database):
         connection.exec_driver_sql("PRAGMA max_page_count=1000000")
         connection.execute(text("CREATE TABLE ballast (bytes BLOB)"))
         connection.execute(text("INSERT INTO ballast VALUES (zeroblob(1000000))"))
+
+
+def test_database_that_another_program_keeps_locked_is_busy_and_not_broken(tmp_path, monkeypatch):
+    monkeypatch.setattr(database_module, "BUSY_TIMEOUT_MILLISECONDS", 50)
+    opened = Database(tmp_path / "appliance.db")
+    other = sqlite3.connect(tmp_path / "appliance.db", isolation_level=None)
+    with contextlib.closing(opened), contextlib.closing(other):
+        other.execute("BEGIN IMMEDIATE")
+        with pytest.raises(Busy), opened.transaction():
+            raise AssertionError("the lock should not be had")
+        other.execute("ROLLBACK")
+        with opened.transaction() as connection:
+            assert connection.execute(text("SELECT 1")).scalar() == 1

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args
+from typing import Annotated, Any, BinaryIO, Literal, cast, get_args
+from urllib.parse import quote
 
 import msgspec
 from litestar import Controller, Request, delete, get, post
 from litestar.params import Parameter
-from litestar.response import File as FileResponse
+from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK
 
 from appliance.api.openai import upload_form
@@ -24,6 +25,9 @@ from appliance.store.store import Store
 Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
 TRAINING: Purpose = "fine-tune"
 MAX_FILENAME_CHARACTERS = 255
+PIECE_BYTES = 1 << 20
+# Checking takes a whole core; more at once would only make everything else wait.
+UPLOADS_AT_ONCE = 2
 
 
 class FileObject(msgspec.Struct):
@@ -56,6 +60,7 @@ class FilesController(Controller):
 
     path = "/v1/files"
     tags = ("files",)
+    _adding = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     @post("/", operation_id="createFile", status_code=HTTP_200_OK)
     async def create(
@@ -69,14 +74,15 @@ class FilesController(Controller):
                 raise InvalidInput(
                     "missing_file", "the form should hold a file in its field file", param="file"
                 )
-            file = await asyncio.to_thread(
-                store.files.add,
-                form.file,
-                filename=_safe_filename(form.filename),
-                purpose=purpose,
-                limit_bytes=settings.max_upload_bytes,
-                check=_check_for(purpose),
-            )
+            async with self._adding:
+                file = await asyncio.to_thread(
+                    store.files.add,
+                    form.file,
+                    filename=_safe_filename(form.filename),
+                    purpose=purpose,
+                    limit_bytes=settings.max_upload_bytes,
+                    check=_check_for(purpose),
+                )
         return to_wire(file)
 
     @get("/", operation_id="listFiles", sync_to_thread=True)
@@ -102,13 +108,17 @@ class FilesController(Controller):
         return to_wire(store.files.get(file_id))
 
     @get("/{file_id:str}/content", operation_id="downloadFile", sync_to_thread=True)
-    def content(self, store: Store, file_id: str) -> FileResponse:
-        """The file's bytes, as they were uploaded."""
+    def content(self, store: Store, file_id: str) -> Stream:
+        """The file's bytes, as they were uploaded; a deletion meanwhile takes nothing from the answer."""
         file = store.files.get(file_id)
-        return FileResponse(
-            store.files.content_path(file),
-            filename=file.filename,
+        return Stream(
+            _pieces(store.files.open_content(file)),
             media_type="application/octet-stream",
+            headers={
+                "Content-Length": str(file.bytes),
+                # RFC 6266, with the name in UTF-8 as RFC 8187 writes it.
+                "Content-Disposition": f"attachment; filename*=utf-8''{quote(file.filename, safe='')}",
+            },
         )
 
     @delete(
@@ -118,6 +128,12 @@ class FilesController(Controller):
         """Delete a file; jobs that use it keep their data."""
         store.files.delete(file_id)
         return Deleted(id=file_id, object="file")
+
+
+def _pieces(content: BinaryIO) -> Iterator[bytes]:
+    with content:
+        while piece := content.read(PIECE_BYTES):
+            yield piece
 
 
 def _purpose(given: object) -> Purpose:
