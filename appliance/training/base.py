@@ -1,4 +1,4 @@
-"""Loads a base model for training: in NF4 with double quantization for QLoRA, in bf16 for LoRA.
+"""Loads a base model for training: in NF4 with double quantization for QLoRA, in the compute format for LoRA.
 
 Knows nothing of adapters or data.
 """
@@ -30,14 +30,17 @@ def load_tokenizer(directory: Path) -> Any:
     return tokenizer
 
 
-def load_model(directory: Path, technique: Literal["qlora", "lora"]) -> Any:
-    """The causal language model on the accelerator, or on the CPU where there is none."""
+def load_model(directory: Path, technique: Literal["qlora", "lora"], dtype: torch.dtype) -> Any:
+    """The causal language model on the accelerator, or on the CPU where there is none.
+
+    `dtype` is what it computes in, and what everything that is not in NF4 is kept in.
+    """
     _require(directory)
     try:
         model, loading = AutoModelForCausalLM.from_pretrained(
             directory,
-            dtype=torch.bfloat16,
-            quantization_config=_nf4() if technique == "qlora" else None,
+            dtype=dtype,
+            quantization_config=_nf4(dtype) if technique == "qlora" else None,
             device_map={"": 0 if torch.cuda.is_available() else "cpu"},  # 0: not tried on a GPU
             local_files_only=True,
             trust_remote_code=False,
@@ -66,12 +69,12 @@ def keep_trainable_on_cpu(model: torch.nn.Module) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _nf4() -> BitsAndBytesConfig:
+def _nf4(dtype: torch.dtype) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=dtype,
     )
 
 

@@ -22,27 +22,30 @@ def main() -> None:
     import torch
     from bitsandbytes.nn import Linear4bit
 
+    from appliance.training import precision
     from appliance.training.base import keep_trainable_on_cpu
 
     device = "cuda" if torch.cuda.is_available() else "cpu"  # cuda: not tried on a GPU
+    dtype, _ = precision.choose()
     torch.manual_seed(0)
     layer = Linear4bit(
         HIDDEN,
         HIDDEN,
         bias=False,
-        compute_dtype=torch.bfloat16,
+        compute_dtype=dtype,
         compress_statistics=True,
         quant_type="nf4",
     ).to(device)
     keep_trainable_on_cpu(layer)
     started_at = time.monotonic()
-    inputs = torch.randn(ROWS, HIDDEN, dtype=torch.bfloat16, device=device, requires_grad=True)
+    inputs = torch.randn(ROWS, HIDDEN, dtype=dtype, device=device, requires_grad=True)
     layer(inputs).float().square().mean().backward()
     if inputs.grad is None or not bool(inputs.grad.isfinite().all()) or not bool(inputs.grad.any()):
         sys.exit("a gradient should come back through the 4-bit layer; none did")
     milliseconds = (time.monotonic() - started_at) * 1000
     sys.stdout.write(
-        f"NF4 forward and backward on {device} in {milliseconds:.0f} ms, torch {torch.__version__}\n"
+        f"NF4 forward and backward on {device} in {dtype}, {milliseconds:.0f} ms, "
+        f"torch {torch.__version__}\n"
     )
 
 

@@ -16,7 +16,8 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from appliance.records import Hyperparameters
-from appliance.training import adapter, checkpoints
+from appliance.training import adapter, checkpoints, precision
+from appliance.training.rows import IGNORED_LABEL
 
 
 class StepSortedSampler(torch.utils.data.Sampler[int]):
@@ -56,11 +57,51 @@ class AdapterTrainer(SFTTrainer):
         super().__init__(**kwargs)
         self._checkpoint_root = checkpoint_root
         self.remove_callback(PrinterCallback)
+        self._restore_adapter_precision()
+
+    def _restore_adapter_precision(self) -> None:
+        """Undo TRL's cast of the adapter to bfloat16 on a 4-bit base, where that is only slow."""
+        dtype, _ = precision.choose()
+        for parameter in self.model.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(dtype)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSortedSampler:
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
         rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps
         return StepSortedSampler(lengths, rows_per_step, self.args.seed)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        """TRL's loss: the mean negative log-likelihood of the labelled tokens of an optimizer step.
+
+        TRL's own head looks at labelled positions alone only on GPUs. On a CPU it takes every position
+        through the whole vocabulary, for a small model as much work as all layers together; here those at
+        which no row has a label are left out.
+        """
+        if self.args.device.type != "cpu":
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs = dict(inputs)
+        targets = inputs.pop("labels")[:, 1:]
+        kept = (targets != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
+        outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
+        labels = targets[:, kept].flatten()
+        total = torch.nn.functional.cross_entropy(
+            outputs.logits.flatten(0, 1).float(),
+            labels,
+            ignore_index=IGNORED_LABEL,
+            reduction="sum",
+        )
+        count = (
+            (labels != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
+        )
+        loss = total / count
+        return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with checkpoints.publishing(self._checkpoint_root, self.state.global_step) as directory:
@@ -92,6 +133,7 @@ def configuration(
 ) -> SFTConfig:
     """TRL's settings for a run: what callbacks do by themselves is switched off here."""
     on_gpu = torch.cuda.is_available()  # not tried on a GPU
+    dtype, _ = precision.choose()
     return SFTConfig(
         output_dir=str(output_directory),
         seed=seed,
@@ -107,7 +149,7 @@ def configuration(
         # Rows are tokenized, labelled and known to be short enough.
         max_length=None,
         dataset_kwargs={"skip_prepare_dataset": True},
-        bf16=True,
+        bf16=dtype is torch.bfloat16,
         use_cpu=not on_gpu,
         # Memory is what a GPU lacks, and time what a CPU lacks.
         gradient_checkpointing=on_gpu,

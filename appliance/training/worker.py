@@ -20,7 +20,16 @@ from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 from appliance import batch, durable
 from appliance.errors import ChildFailed
 from appliance.records import TrainingResult, TrainingSpec
-from appliance.training import adapter, base, callbacks, checkpoints, rows, split, trainer
+from appliance.training import (
+    adapter,
+    base,
+    callbacks,
+    checkpoints,
+    precision,
+    rows,
+    split,
+    trainer,
+)
 
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
@@ -93,8 +102,9 @@ def _rows(
 
 
 def _model(spec: TrainingSpec, reporter: batch.Reporter) -> Any:
-    reporter.report("load", f"Loading the base model for {spec.technique}")
-    model = base.load_model(Path(spec.base_directory), spec.technique)
+    dtype, reason = precision.choose()
+    reporter.report("load", f"Loading the base model for {spec.technique}, {reason}")
+    model = base.load_model(Path(spec.base_directory), spec.technique, dtype)
     reporter.alive()
     # PEFT draws a fresh adapter from the global generator.
     set_seed(spec.seed)

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import torch
 
-from appliance.training import base
+from appliance.training import base, precision
 
 if __name__ == "__main__":
     torch.manual_seed(0)
-    model = base.load_model(Path(sys.argv[1]), "qlora")
+    dtype, _ = precision.choose()
+    model = base.load_model(Path(sys.argv[1]), "qlora", dtype)
     layers = [m for m in model.modules() if type(m).__name__ == "Linear4bit"]
     tokens = torch.arange(1000, 1024)[None]
 
@@ -40,7 +41,7 @@ if __name__ == "__main__":
                 "gradient": float(before.abs().sum()),
                 "equal": torch.equal(before, after),
                 "lm_head": type(model.lm_head).__name__,
-                "dtype": str(model.dtype),
+                "dtype_is_chosen": model.dtype is dtype,
                 "nested": all(m.weight.quant_state.nested for m in layers),
                 "quant_type": sorted({m.weight.quant_state.quant_type for m in layers}),
             }

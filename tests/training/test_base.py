@@ -32,8 +32,5 @@ def test_gradients_survive_a_validation_pass(tiny: Path) -> None:
     assert probe["gradient"] > 0
     assert probe["equal"]
     assert probe["lm_head"] == "Linear"
-    assert (probe["dtype"], probe["nested"], probe["quant_type"]) == (
-        "torch.bfloat16",
-        True,
-        ["nf4"],
-    )
+    assert probe["dtype_is_chosen"]
+    assert (probe["nested"], probe["quant_type"]) == (True, ["nf4"])
