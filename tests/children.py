@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from appliance import process
+from tests import network_guard
 
 
 def required_path(variable: str) -> Path:
@@ -37,7 +38,11 @@ def run_child(
         process.python_child(module, str(directory)),
         capture_output=True,
         text=True,
-        env={**os.environ, **process.OFFLINE_ENVIRONMENT},
+        env={
+            **os.environ,
+            **process.OFFLINE_ENVIRONMENT,
+            **network_guard.CHILD_ENVIRONMENT,
+        },
         cwd=directory,
         check=False,
     )

@@ -36,9 +36,9 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_network() -> Iterator[None]:
-    network_guard.attempts.clear()
     yield
-    assert not network_guard.attempts, f"reached for the network: {network_guard.attempts}"
+    attempts = network_guard.take_attempts()
+    assert not attempts, f"reached for the network: {attempts}"
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ from typing import Any
 import openai
 import pytest
 
+from tests import network_guard
 from tests.children import starter_gguf
 from tests.daemon_process import DaemonProcess, group_members, wait_for
 
@@ -31,6 +32,10 @@ class RealDaemon(DaemonProcess):
     """`appliance serve` as it is installed."""
 
     module = ("appliance", "serve")
+
+    def environment(self) -> dict[str, str]:
+        """The network guard in the daemon and in every child of it."""
+        return {**super().environment(), **network_guard.CHILD_ENVIRONMENT}
 
 
 @pytest.fixture(scope="module")
