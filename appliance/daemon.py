@@ -212,12 +212,14 @@ async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:
             # Its own logging set-up would write plain text beside our JSON lines.
             log_enabled=False,
         )
-        await _serve_until_told(server, app)
+        await _serve_until_told(server, app, lock)
     finally:
+        # Somebody may kill what the file names, and the number may be another's by then.
+        lock.truncate(0)
         lock.close()
 
 
-async def _serve_until_told(server: Server, app: Litestar) -> None:
+async def _serve_until_told(server: Server, app: Litestar, lock: IO[str]) -> None:
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -235,13 +237,15 @@ async def _serve_until_told(server: Server, app: Litestar) -> None:
     await app.state.stop_work()
     server.stop()
     done, _ = await asyncio.wait({serving}, timeout=DRAIN_SECONDS)
-    if not done:
-        logger.warning("connections are cut that clients keep open")
-        app.state.store.close()
-        logging.shutdown()
-        # The server's own threads would wait for those clients.
-        os._exit(0)
-    serving.result()
+    if done:
+        serving.result()
+        return
+    logger.warning("connections are cut that clients keep open")
+    app.state.store.close()
+    logging.shutdown()
+    # The server's own threads would wait for those clients.
+    lock.truncate(0)
+    os._exit(0)
 
 
 def _raise_file_limit() -> None:

@@ -94,17 +94,14 @@ def handle_http_exception(
 
 def handle_recursion(request: Request[Any, Any, Any], exc: RecursionError) -> Response[Envelope]:
     """Answer for a body whose brackets nest so deep that msgspec gives up."""
-    logger.warning("request nested too deep", exc_info=exc, extra={"path": request.url.path})
     message = "the body's values should not nest thousands of levels deep; they do"
-    status = HTTPStatus.BAD_REQUEST
-    return _response(Envelope(ErrorBody(message, _type_of(status), None, "invalid_value")), status)
+    return _bad_body(request, exc, message)
 
 
 def handle_bad_text(request: Request[Any, Any, Any], exc: UnicodeDecodeError) -> Response[Envelope]:
     """Answer for a body whose text is not UTF-8, which msgspec tells in its own way."""
     message = f"the body's text should be UTF-8; it is not, at byte {exc.start} of a string"
-    status = HTTPStatus.BAD_REQUEST
-    return _response(Envelope(ErrorBody(message, _type_of(status), None, "invalid_value")), status)
+    return _bad_body(request, exc, message)
 
 
 def handle_os_error(request: Request[Any, Any, Any], exc: OSError) -> Response[Envelope]:
@@ -131,6 +128,13 @@ HANDLERS: Mapping[Any, Any] = {
     OSError: handle_os_error,
     Exception: handle_unexpected,
 }
+
+
+def _bad_body(request: Request[Any, Any, Any], exc: Exception, message: str) -> Response[Envelope]:
+    # With its traceback: should it ever come from our own code, it is seen.
+    logger.warning("body refused", exc_info=exc, extra={"path": request.url.path})
+    status = HTTPStatus.BAD_REQUEST
+    return _response(Envelope(ErrorBody(message, _type_of(status), None, "invalid_value")), status)
 
 
 def _validation_message(exc: ValidationException) -> tuple[str, str | None]:

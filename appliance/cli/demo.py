@@ -66,23 +66,40 @@ def demo(
     _ensure_starter(settings, starter)
     _step("2/5", f"Daemon at {settings.url}, state in {settings.state_dir}")
     pid = _ensure_daemon(settings)
+    try:
+        result, scores = _run(settings, example, data, started_at)
+    except BaseException:
+        # A key press too: nothing may go on unseen.
+        _end(settings, pid, stop=exit_)
+        raise
+    if json_path != "-":
+        _step("5/5", f"Done in {result.seconds:.0f} s")
+        _print_tables(data, scores, result)
+    output.show(result, json_path, "")
+    _end(settings, pid, stop=exit_)
+    if not exit_:
+        # Where the JSON goes to stdout, it goes there alone.
+        console = output.error_console if json_path == "-" else output.console
+        _print_how_to_go_on(console, settings, result.model, data)
+
+
+def _run(
+    settings: Settings, example: Path, data: Example, started_at: float
+) -> tuple[DemoResult, Scores]:
     with connect(settings) as client:
         _step("3/5", f"Fine-tuning on {len(data.train)} rows: training, release, first answer")
         job = _fine_tune(client, example)
         _step("4/5", f"Asking {len(data.heldout)} held-out questions")
         scores = evaluate(client, data, base=STARTER_NAME, tuned=job["fine_tuned_model"])
         releases = client.get("/api/v1/models")["releases"]
-    result = _result(job, scores, releases, time.monotonic() - started_at)
-    if json_path != "-":
-        _step("5/5", f"Done in {result.seconds:.0f} s")
-        _print_tables(data, scores, result)
-    output.show(result, json_path, "")
-    if exit_:
+    return _result(job, scores, releases, time.monotonic() - started_at), scores
+
+
+def _end(settings: Settings, pid: int | None, *, stop: bool) -> None:
+    if stop:
         _stop_daemon(settings, pid)
     else:
-        # Where the JSON goes to stdout, it goes there alone.
-        console = output.error_console if json_path == "-" else output.console
-        _print_how_to_go_on(console, settings, result.model, data)
+        _note(f"the daemon goes on; stop it with: kill $(cat {settings.state_dir}/daemon.lock)")
 
 
 def _step(number: str, text: str) -> None:
@@ -224,9 +241,7 @@ The admin key is in {settings.admin_key_file}
 
   from openai import OpenAI
   client = OpenAI(base_url="{settings.url}/v1", api_key=open("{settings.admin_key_file}").read().strip())
-  print(client.chat.completions.create(**{body!r}).choices[0].message.content)
-
-Stop it with: kill $(cat {settings.state_dir}/daemon.lock)""",
+  print(client.chat.completions.create(**{body!r}).choices[0].message.content)""",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -76,24 +76,26 @@ class JobRunner:
 
         Where even a failure cannot be stored (a full disk), the queue waits and takes the job up again.
         """
+        reason = "The appliance was restarted"
         while True:
             try:
-                await self._take_up_interrupted()
+                await self._take_up_interrupted(reason)
                 while True:
                     await self._run_next()
             except Exception:
                 logger.exception("the queue cannot go on; it tries again")
+                reason = "The queue could not go on and takes the job up again"
                 await asyncio.sleep(RETRY_SECONDS)
 
     def wake(self) -> None:
         """Say that there may be a new job."""
         self._woken.set()
 
-    async def _take_up_interrupted(self) -> None:
+    async def _take_up_interrupted(self, reason: str) -> None:
         unfinished = await asyncio.to_thread(self._store.jobs.unfinished)
         for job in unfinished:
             if job.status is JobStatus.RUNNING:
-                await self._move(job.id, JobStatus.QUEUED, "The appliance was restarted")
+                await self._move(job.id, JobStatus.QUEUED, reason)
         await asyncio.to_thread(self._discard_all_scratch, {job.id for job in unfinished})
 
     def _discard_all_scratch(self, unfinished: set[str]) -> None:

@@ -83,9 +83,9 @@ class BlobStore:
         """Forget a blob; not an error if it is gone already."""
         self._path(digest).unlink(missing_ok=True)
 
-    def digests(self) -> list[str]:
+    def digests(self) -> set[str]:
         """Of every blob."""
-        return [path.name for path in self._directory.glob("??/*") if _SHA256.fullmatch(path.name)]
+        return {path.name for path in self._directory.glob("??/*") if _SHA256.fullmatch(path.name)}
 
     def _path(self, digest: str) -> Path:
         if not _SHA256.fullmatch(digest):

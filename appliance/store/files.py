@@ -104,8 +104,10 @@ class FileStore:
     def delete_unused_blobs(self) -> None:
         """Delete bytes that no file refers to: a kill came between the row and the blob."""
         with self._blob_lock:
-            for digest in self._blobs.digests():
-                self._delete_unless_used(digest)
+            with self._database.reading() as connection:
+                used = set(connection.scalars(select(files.c.sha256)))
+            for digest in self._blobs.digests() - used:
+                self._blobs.delete(digest)
 
     def _delete_unless_used(self, digest: str) -> None:
         with self._database.reading() as connection:

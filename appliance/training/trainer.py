@@ -60,11 +60,15 @@ class AdapterTrainer(SFTTrainer):
         self._restore_adapter_precision()
 
     def _restore_adapter_precision(self) -> None:
-        """Undo TRL's cast of the adapter to bfloat16 on a 4-bit base, where that is only slow."""
+        """Undo TRL's cast of the adapter to bfloat16 on a 4-bit base, where that is only slow.
+
+        Never the other way round: on an unquantized base PEFT keeps the adapter in float32 on purpose.
+        """
         dtype, _ = precision.choose()
-        for parameter in self.model.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.to(dtype)
+        if dtype is torch.float32:
+            for parameter in self.model.parameters():
+                if parameter.requires_grad:
+                    parameter.data = parameter.data.float()
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSortedSampler:
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]

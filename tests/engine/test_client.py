@@ -119,18 +119,19 @@ def test_the_samplers_have_their_effect(starter_gguf: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_reused_prefix_is_the_one_that_the_prompt_begins_with(starter_gguf: Path) -> None:
-    """Told by a fact that only the reused part or only the new part holds."""
+def test_a_reused_prefix_gives_the_answer_of_a_fresh_engine(starter_gguf: Path) -> None:
+    questions = ["What is 2+2?", "Name the capital city of France.", "What color is the sky?"]
 
     async def run() -> None:
         async with running(starter_gguf) as engine:
-            assert "Paris" in (await ask(engine, CAPITAL)).text
-            other = await ask(engine, "What is the capital of Germany?", max_tokens=20)
-            assert other.finished.cached_tokens >= 10
-            assert "Berlin" in other.text
-            again = await ask(engine, CAPITAL)
-            assert again.finished.cached_tokens >= 10
-            assert "Paris" in again.text
+            await ask(engine, CAPITAL)
+            reused = [await ask(engine, question, max_tokens=40) for question in questions]
+        assert all(reply.finished.cached_tokens >= 10 for reply in reused)
+        for question, reply in zip(questions, reused, strict=True):
+            async with running(starter_gguf) as engine:
+                fresh = await ask(engine, question, max_tokens=40)
+            assert fresh.finished.cached_tokens == 0
+            assert fresh.text == reply.text
 
     asyncio.run(run())
 
@@ -216,9 +217,8 @@ def test_a_long_prompt_is_cancelled_between_its_parts(starter_gguf: Path) -> Non
             await asyncio.sleep(0.05)
             long.cancel()
             reply = await ask(engine, "word " * 5 * N_BATCH + "?", max_tokens=1)
-            # Whole parts; had it not been cancelled, all of the second prompt but its end.
-            assert reply.finished.cached_tokens % N_BATCH == 0
-            assert reply.finished.cached_tokens < 5 * N_BATCH
+            # Had it not been cancelled, all of the second prompt but its end would be cached.
+            assert reply.finished.cached_tokens in (0, N_BATCH)
 
     asyncio.run(run())
 

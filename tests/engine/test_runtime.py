@@ -84,3 +84,31 @@ def test_memory_that_cannot_forget_a_part_is_emptied(
     sequence.decode(prompt)
     longer = [*prompt, *prompt]
     assert sequence.begin(longer) == len(prompt)
+
+
+def test_reused_tokens_give_the_very_logits_of_a_fresh_pass_in_the_same_parts(
+    runtime: Runtime,
+) -> None:
+    """What a reused prefix may change comes from the parts alone, and from nothing that was kept."""
+    import llama_cpp
+
+    from appliance.engine.sequence import CachedSequence
+
+    def logits() -> list[float]:
+        return list(llama_cpp.llama_get_logits_ith(runtime.context, -1)[: runtime.n_vocab])
+
+    prefix = runtime.tokenize("one two three four five six seven eight")
+    old, new = runtime.tokenize(" nine ten eleven"), runtime.tokenize(" is a number of")
+    sequence = CachedSequence(runtime)
+    runtime.forget_all()
+    for part in (prefix, old):
+        sequence.decode(part)
+    assert sequence.begin([*prefix, *new]) == len(prefix)
+    sequence.decode(new)
+    reused = logits()
+    runtime.forget_all()
+    fresh = CachedSequence(runtime)
+    for part in (prefix, new):
+        fresh.decode(part)
+    assert len(reused) > 1000
+    assert reused == logits()

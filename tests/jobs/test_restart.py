@@ -135,7 +135,10 @@ def keep_request_half_sent(daemon, stack):
 def test_stop_waits_for_no_client(daemon, keep):
     with contextlib.ExitStack() as stack:
         kept = keep(daemon, stack)
+        assert (daemon.state_dir / "daemon.lock").read_text() == str(daemon.pid)
         assert daemon.stop() == 0
+        # Its number may soon be another process's.
+        assert (daemon.state_dir / "daemon.lock").read_text() == ""
         assert kept is not None
 
 

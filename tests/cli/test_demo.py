@@ -1,0 +1,44 @@
+"""However a demo ends, it leaves a daemon behind only where it says so."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+
+from appliance.cli import demo
+from appliance.settings import CHECKOUT, Settings
+
+EXAMPLE = CHECKOUT / "examples" / "factory_faults"
+run_demo = inspect.unwrap(demo.demo)
+
+
+@pytest.fixture
+def stopped(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+    """The process ids of the daemons that were stopped, in a demo that is interrupted in training."""
+    stopped: list[int | None] = []
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(demo, "_ensure_starter", lambda *_: None)
+    monkeypatch.setattr(demo, "_ensure_daemon", lambda _: 4321)
+    monkeypatch.setattr(demo, "_run", interrupt)
+    monkeypatch.setattr(demo, "_stop_daemon", lambda _, pid: stopped.append(pid))
+    return stopped
+
+
+@pytest.mark.parametrize(("exit_", "expected"), [(True, [4321]), (False, [])])
+def test_interrupted_demo_stops_its_daemon_or_says_that_it_goes_on(
+    settings: Settings,
+    stopped: list[int | None],
+    capsys: pytest.CaptureFixture[str],
+    exit_: bool,
+    expected: list[int],
+) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        run_demo(settings, EXAMPLE, Path("no starter"), exit_, None)
+    assert stopped == expected
+    told = "the daemon goes on" in capsys.readouterr().err
+    assert told != exit_
