@@ -105,7 +105,9 @@ install() {
   install_others & local others=$!
   say "making $VENV with $("$python" --version)"
   [ -x "$VENV/bin/python" ] && suits "$VENV/bin/python" || "$python" -m venv --clear "$VENV"
-  pip=("$VENV/bin/pip" install --quiet --constraint packaging/constraints.txt)
+  # setuptools' advice to those who develop with an editable installation helps nobody here.
+  pip=(env "PYTHONWARNINGS=ignore:Editable installation"
+    "$VENV/bin/pip" install --quiet --constraint packaging/constraints.txt)
   "${pip[@]}" pip
   pip+=(--build-constraint packaging/build-constraints.txt)
   say "installing torch and the training stack (about 250 MB; 1 to 2 minutes)"

@@ -6,7 +6,6 @@ Imports neither torch nor llama_cpp; a test sees to that.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import fcntl
 import ipaddress
 import logging
@@ -29,7 +28,7 @@ from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 
-from appliance import __version__, process
+from appliance import __version__, process, systemd
 from appliance.api import auth, errors, health, metrics
 from appliance.api.appliance.catalog import ModelDetailsController
 from appliance.api.appliance.keys import KeysController
@@ -94,7 +93,12 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         timers.add_job(router.unload_idle, "interval", seconds=IDLE_POLL_SECONDS)
         timers.start()
         logger.info("ready", extra={"url": settings.url, "profile": profile.name})
-        notify_systemd("READY=1")
+        if not store.catalog.bases():
+            logger.warning(
+                "no base model is here yet, so nothing can be trained or asked: appliance models import",
+                extra={"state_dir": settings.state_dir},
+            )
+        systemd.notify("READY=1")
         try:
             yield
         finally:
@@ -231,7 +235,7 @@ async def _serve_until_told(server: Server, app: Litestar, lock: IO[str]) -> Non
         waiting.cancel()
         serving.result()
         return
-    notify_systemd("STOPPING=1")
+    systemd.notify("STOPPING=1")
     logger.info("stopping")
     # Before the server: it waits for open answers, and they end only when the engines do.
     await app.state.stop_work()
@@ -287,14 +291,3 @@ def _lock_state_dir(settings: Settings) -> IO[str]:
     lock.write(str(os.getpid()))
     lock.flush()
     return lock
-
-
-def notify_systemd(state: str) -> None:
-    """Tell the service manager, if there is one (the protocol of sd_notify(3))."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as sender:
-        sender.sendto(
-            state.encode(), address.replace("@", "\0", 1) if address[0] == "@" else address
-        )

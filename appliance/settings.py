@@ -43,8 +43,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     state_dir: Annotated[Path, _help("Directory that holds all state.")] = Path(
         "/var/lib/appliance"
     )
-    host: Annotated[str, _help("Address to listen on.")] = "127.0.0.1"
-    port: Annotated[int, _help("TCP port to listen on.", ge=1, le=65535)] = 8484
+    host: Annotated[str, _help("Address that the daemon listens on.")] = "127.0.0.1"
+    port: Annotated[int, _help("TCP port that the daemon listens on.", ge=1, le=65535)] = 8484
     log_level: Annotated[
         Literal["DEBUG", "INFO", "WARNING", "ERROR"], _help("Least severity that is logged.")
     ] = "INFO"

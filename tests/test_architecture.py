@@ -28,6 +28,7 @@ LAYERS = {
         "prompts",
         "records",
         "settings",
+        "systemd",
     },
     1: {"basemodels", "datasets", "engine", "hardware", "release", "store", "training"},
     2: {"checks", "jobs", "serving"},

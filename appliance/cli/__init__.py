@@ -15,4 +15,6 @@ def main() -> None:
     except ApplianceError as exc:
         sys.exit(f"appliance: {exc.code}: {exc}")
     except OSError as exc:
-        sys.exit(f"appliance: {exc}")
+        sys.exit(
+            f"appliance: {exc.filename}: {exc.strerror}" if exc.filename else f"appliance: {exc}"
+        )

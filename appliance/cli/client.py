@@ -80,7 +80,7 @@ def connect(settings: Settings) -> Iterator[Client]:
             raise ConfigurationError(
                 "no_daemon",
                 f"a daemon should answer at {settings.url}; none does",
-                next_step="start it: appliance serve",
+                next_step=f"start it: appliance serve --state-dir {settings.state_dir}",
             ) from exc
         except httpx.TransportError as exc:
             raise ChildFailed(

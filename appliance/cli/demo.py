@@ -7,6 +7,8 @@ and the daemon's start are done here.
 from __future__ import annotations
 
 import json
+import signal
+import sys
 import textwrap
 import time
 from pathlib import Path
@@ -61,6 +63,8 @@ def demo(
 ) -> None:
     """Fine-tune the starter model on the example and show what it learned."""
     started_at = time.monotonic()
+    # As a key press does: what was started is stopped, or it is said that it goes on.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     data = read_example(example)
     _step("1/5", f"Base model {STARTER_NAME}")
     _ensure_starter(settings, starter)
@@ -234,14 +238,18 @@ def _print_how_to_go_on(console: Console, settings: Settings, model: str, data: 
 The daemon goes on running at {settings.url}
 The admin key is in {settings.admin_key_file}
 
-  curl {settings.url}/v1/chat/completions \\
-    -H "Authorization: Bearer $(cat {settings.admin_key_file})" \\
-    -H "Content-Type: application/json" \\
-    -d '{json.dumps(body)}'
+Ask it from the shell:
 
-  from openai import OpenAI
-  client = OpenAI(base_url="{settings.url}/v1", api_key=open("{settings.admin_key_file}").read().strip())
-  print(client.chat.completions.create(**{body!r}).choices[0].message.content)""",
+curl {settings.url}/v1/chat/completions \\
+  -H "Authorization: Bearer $(cat {settings.admin_key_file})" \\
+  -H "Content-Type: application/json" \\
+  -d '{json.dumps(body)}'
+
+or from Python ({sys.prefix}/bin/python has the client):
+
+from openai import OpenAI
+client = OpenAI(base_url="{settings.url}/v1", api_key=open("{settings.admin_key_file}").read().strip())
+print(client.chat.completions.create(**{body!r}).choices[0].message.content)""",
         markup=False,
         highlight=False,
         soft_wrap=True,

@@ -32,7 +32,7 @@ def list_files(settings: Settings, json_path: JsonPath = None) -> None:
     with connect(settings) as client:
         files = client.get("/v1/files")["data"]
     columns = ("id", "filename", "purpose", "bytes", "created_at")
-    text = output.table("Files", columns, ([file[c] for c in columns] for file in files))
+    text = output.listing("Files", columns, ([file[c] for c in columns] for file in files))
     output.show(files, json_path, text)
 
 

@@ -13,7 +13,6 @@ from rich.progress import (
     Progress,
     TaskID,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -21,6 +20,8 @@ from appliance.cli import output
 from appliance.cli.client import Client
 
 POLL_SECONDS = 1.0
+# With all that stands beside it, no wider than a terminal of 80 columns.
+BAR_WIDTH = 15
 ENDED = frozenset({"succeeded", "failed", "cancelled"})
 EVENTS_PER_PAGE = 1000
 
@@ -53,10 +54,8 @@ def live_view() -> Iterator[LiveView]:
     """A live view on the terminal while the block runs."""
     columns = (
         TextColumn("    {task.description:9}"),
-        BarColumn(),
-        TextColumn("{task.completed:.0f}/{task.total:.0f}  {task.fields[detail]}"),
-        TimeElapsedColumn(),
-        TextColumn("elapsed,"),
+        BarColumn(BAR_WIDTH),
+        TextColumn("{task.completed:.0f}/{task.total:.0f} {task.fields[detail]}"),
         TimeRemainingColumn(),
         TextColumn("left"),
     )
@@ -89,7 +88,7 @@ def _new_events(client: Client, job_id: str, seen: set[str]) -> list[dict[str, A
 def _show(view: LiveView, event: dict[str, Any]) -> None:
     data = event["data"] or {}
     if "train_loss" in data:
-        detail = f"loss {data['train_loss']:.3f}  {data.get('tokens_per_second', 0):.0f} tokens/s"
+        detail = f"loss {data['train_loss']:.3f} {data.get('tokens_per_second', 0):.0f} tokens/s"
         view.advance("training", data["step"], data["total_steps"], detail)
         return
     view.say(f"{event['level']}: {event['message']}")

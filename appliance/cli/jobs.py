@@ -35,6 +35,13 @@ def create(
     json_path: JsonPath = None,
 ) -> None:
     """Start fine-tuning MODEL on an uploaded file."""
+    for given in filter(None, (training_file, validation_file)):
+        if Path(given).is_file():
+            raise InvalidInput(
+                "not_uploaded",
+                f"a file should be given by the id that it got when it was uploaded; {given} is a path",
+                next_step=f"appliance files upload {given}",
+            )
     body = _read_options(options) if options else {}
     named = {"validation_file": validation_file, "suffix": suffix}
     body |= {"model": model, "training_file": training_file}
@@ -61,7 +68,9 @@ def list_jobs(settings: Settings, limit: int = 20, json_path: JsonPath = None) -
         jobs = client.get(JOBS, limit=limit)["data"]
     columns = ("id", "status", "model", "fine_tuned_model", "created_at")
     output.show(
-        jobs, json_path, output.table("Jobs", columns, ([job[c] for c in columns] for job in jobs))
+        jobs,
+        json_path,
+        output.listing("Jobs", columns, ([job[c] for c in columns] for job in jobs)),
     )
 
 
@@ -85,9 +94,18 @@ def follow(settings: Settings, job_id: str, json_path: JsonPath = None) -> None:
     """Watch a job until it ends; exit status 1 if it does not succeed."""
     with connect(settings) as client:
         job = follow_job(client, job_id)
-    output.show(job, json_path, f"{job['status']}: {job['fine_tuned_model'] or job['error']}")
+    output.show(job, json_path, _outcome(job))
     if job["status"] != "succeeded":
         raise typer.Exit(1)
+
+
+def _outcome(job: dict[str, Any]) -> str:
+    if job["status"] == "succeeded":
+        return f"succeeded: {job['fine_tuned_model']}"
+    error = job["error"]
+    return (
+        f"{job['status']}: {error['code']}: {error['message']}" if error["code"] else job["status"]
+    )
 
 
 @app.command("cancel")

@@ -20,7 +20,9 @@ def list_keys(settings: Settings, json_path: JsonPath = None) -> None:
         keys = client.get("/api/v1/keys")["data"]
     columns = ("id", "name", "admin", "created_at")
     output.show(
-        keys, json_path, output.table("Keys", columns, ([key[c] for c in columns] for key in keys))
+        keys,
+        json_path,
+        output.listing("Keys", columns, ([key[c] for c in columns] for key in keys)),
     )
 
 
@@ -30,7 +32,7 @@ def create(settings: Settings, name: str, json_path: JsonPath = None) -> None:
     """Make a key for an app; its secret is shown this once."""
     with connect(settings) as client:
         key = client.post("/api/v1/keys", {"name": name})
-    output.show(key, json_path, f"{key['id']}  {key['secret']}")
+    output.show(key, json_path, f"id   {key['id']}\nkey  {key['secret']}  (shown this once)")
 
 
 @app.command("revoke")

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 console = Console()
@@ -18,8 +19,8 @@ error_console = Console(stderr=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table of plain text: nothing in the cells is taken as markup."""
-    result = Table(title=title, title_justify="left")
+    """A table of plain text, wrapped to the terminal: nothing in it is taken as markup."""
+    result = Table(title=escape(title), title_justify="left")
     for column in columns:
         result.add_column(column, overflow="fold")
     for row in rows:
@@ -27,12 +28,23 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     return result
 
 
-def show(result: Any, json_path: str | None, text: Any) -> None:
+def listing(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
+    """A table as wide as it needs to be, so that ids can be copied from it whole."""
+    result = table(title, columns, rows)
+    unlimited = console.options.update(max_width=sys.maxsize)
+    result.width = Measurement.get(console, unlimited, result).maximum
+    return result
+
+
+def show(result: Any, json_path: str | None, text: str | Table) -> None:
     """Print `text` for people and write `result` to the JSON path, if one was given."""
     if json_path == "-":
         sys.stdout.write(_encode(result))
         return
-    console.print(text)
+    if isinstance(text, str):
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    else:
+        console.print(text, crop=False)
     if json_path is not None:
         Path(json_path).write_text(_encode(result), encoding="utf-8")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from appliance import __version__
-from tests.daemon_process import BASE, DaemonProcess, ok, wait_for
+from tests.daemon_process import BASE, DaemonProcess, add_base, ok, wait_for
 
 
 def test_health_says_the_version(shared_daemon):
@@ -51,6 +51,19 @@ def test_log_is_json_line_by_line_and_holds_no_secret(daemon):
     text = daemon.log.read_text()
     assert all(line.startswith("{") for line in text.splitlines())
     assert key not in text
+
+
+def test_start_without_a_base_model_says_so(state_dir):
+    empty = DaemonProcess(state_dir)
+    try:
+        empty.start()
+        assert "no base model is here yet" in empty.log.read_text()
+        add_base(state_dir)
+        empty.log.unlink()
+        empty.restart()
+        assert "no base model" not in empty.log.read_text()
+    finally:
+        empty.close()
 
 
 def test_interface_describes_itself(shared_daemon):

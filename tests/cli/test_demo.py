@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,21 +17,34 @@ EXAMPLE = CHECKOUT / "examples" / "factory_faults"
 run_demo = inspect.unwrap(demo.demo)
 
 
+def press_key() -> None:
+    raise KeyboardInterrupt
+
+
+def terminate() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
 @pytest.fixture
-def stopped(monkeypatch: pytest.MonkeyPatch) -> list[int | None]:
+def stopped(monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[], None]) -> list[int | None]:
     """The process ids of the daemons that were stopped, in a demo that is interrupted in training."""
     stopped: list[int | None] = []
 
-    def interrupt(*_: object) -> None:
-        raise KeyboardInterrupt
-
     monkeypatch.setattr(demo, "_ensure_starter", lambda *_: None)
     monkeypatch.setattr(demo, "_ensure_daemon", lambda _: 4321)
-    monkeypatch.setattr(demo, "_run", interrupt)
+    monkeypatch.setattr(demo, "_run", lambda *_: interrupt())
     monkeypatch.setattr(demo, "_stop_daemon", lambda _, pid: stopped.append(pid))
     return stopped
 
 
+@pytest.mark.parametrize("interrupt", [press_key, terminate])
 @pytest.mark.parametrize(("exit_", "expected"), [(True, [4321]), (False, [])])
 def test_interrupted_demo_stops_its_daemon_or_says_that_it_goes_on(
     settings: Settings,
@@ -37,7 +53,7 @@ def test_interrupted_demo_stops_its_daemon_or_says_that_it_goes_on(
     exit_: bool,
     expected: list[int],
 ) -> None:
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
         run_demo(settings, EXAMPLE, Path("no starter"), exit_, None)
     assert stopped == expected
     told = "the daemon goes on" in capsys.readouterr().err

@@ -98,11 +98,12 @@ def test_followed_job_that_fails_is_exit_status_one(told, call, tmp_path):
     assert "fake_refusal" in done.stdout
 
 
-def test_job_is_cancelled(told, tmp_path):
+def test_job_is_cancelled(told, call, tmp_path):
     path = tmp_path / "hang.jsonl"
     path.write_bytes(rows("hang"))
     job = told("jobs", "create", BASE, told("files", "upload", str(path))["id"])
     assert told("jobs", "cancel", job["id"])["status"] == "cancelled"
+    assert call("jobs", "follow", job["id"]).stdout.strip() == "cancelled"
 
 
 def test_keys_are_created_listed_and_revoked(told, call, shared_daemon):
@@ -117,6 +118,22 @@ def test_keys_are_created_listed_and_revoked(told, call, shared_daemon):
 
 def test_models_are_listed(told):
     assert BASE in [base["name"] for base in told("models", "list")["base_models"]]
+
+
+@pytest.mark.parametrize("verb", ["files", "jobs", "keys", "models"])
+def test_listing_is_not_wrapped_on_a_narrow_terminal(told, call, train_file, verb):
+    file = told("files", "upload", str(train_file))
+    job = told("jobs", "create", BASE, file["id"])
+    done = told("jobs", "follow", job["id"])
+    named = {"files": file["id"], "jobs": done["fine_tuned_model"], "models": job["model"]}
+    named["keys"] = told("keys", "list")[0]["id"]
+    assert named[verb] in call(verb, "list", COLUMNS="20").stdout
+
+
+def test_refusal_without_a_daemon_names_the_whole_command(call, shared_daemon):
+    state_dir = shared_daemon.connection()["APPLIANCE_STATE_DIR"]
+    told = refused(call("models", "list", "--port", "1"))
+    assert told.endswith(f"appliance serve --state-dir {state_dir}")
 
 
 def test_question_is_answered(told, call):
@@ -171,12 +188,17 @@ def test_doctor_reports_what_it_cannot_even_look_at(call, tmp_path):
 
 
 FAILURES = [
-    (("files", "upload", "no-such-file"), "no-such-file"),
+    (("files", "upload", "no-such-file"), "no-such-file: No such file or directory"),
     (("files", "upload", "."), "Is a directory"),
     (("files", "upload", "empty.jsonl"), "empty_file"),
     (("files", "delete", "file-none"), "file_not_found"),
     (("jobs", "create", "none", "file-none"), "model_not_found"),
     (("jobs", "create", BASE, "file-none"), "invalid_file"),
+    (("jobs", "create", BASE, "list.json"), "appliance files upload list.json"),
+    (
+        ("jobs", "create", BASE, "f", "--validation-file", "list.json"),
+        "appliance files upload list.json",
+    ),
     (("jobs", "create", BASE, "f", "--options", "none.json"), "none.json"),
     (("jobs", "create", BASE, "f", "--options", "empty.jsonl"), "invalid_options"),
     (("jobs", "create", BASE, "f", "--options", "list.json"), "invalid_options"),
@@ -239,7 +261,7 @@ def test_failure_is_one_line_and_exit_status_one(call, call_here, tmp_path, argu
 
 
 def test_failures_are_many():
-    assert len(FAILURES) == 30
+    assert len(FAILURES) == 32
 
 
 def test_flag_wins_over_environment_wins_over_file(call, tmp_path):
