@@ -35,6 +35,9 @@ START_TIMEOUT_SECONDS = 60.0
 SHOWN_ROWS = 8
 # The base goes on and on; the tuned model's answer is shown whole.
 SHOWN_CHARACTERS = 100
+# Borders and two columns of `{"machine":"BAL-19",` and its like, which cannot be read when broken.
+JSON_WIDTH = 53
+MIN_PROSE_WIDTH = 10
 
 
 class DemoResult(msgspec.Struct, kw_only=True):
@@ -206,14 +209,18 @@ def _print_tables(data: Example, scores: Scores, result: DemoResult) -> None:
     rows = [
         (
             question,
-            scores.expected[i],
+            _by_field(scores.expected[i]),
             textwrap.shorten(scores.answers["base"][i], SHOWN_CHARACTERS, placeholder=" …"),
-            scores.answers["tuned"][i],
+            _by_field(scores.answers["tuned"][i]),
         )
         for i, question in enumerate(data.heldout_questions[:SHOWN_ROWS])
     ]
     columns = ("fault report", "expected", "base", "tuned")
-    output.console.print(output.table("Held-out reports, not seen in training", columns, rows))
+    side_by_side = output.table("Held-out reports, not seen in training", columns, rows)
+    side_by_side.show_lines = True
+    prose = max(MIN_PROSE_WIDTH, (output.console.width - JSON_WIDTH) // 2)
+    side_by_side.columns[0].max_width = side_by_side.columns[2].max_width = prose
+    output.console.print(side_by_side)
     summary = (
         ("base model as it is", f"{result.base_exact_match:.1%}"),
         (
@@ -225,6 +232,11 @@ def _print_tables(data: Example, scores: Scores, result: DemoResult) -> None:
     )
     title = f"Exact match over all {result.heldout_rows} held-out reports"
     output.console.print(output.table(title, ("who answers", "exact match"), summary))
+
+
+def _by_field(answer: str) -> str:
+    """One-line JSON with a field a line: side by side in a narrow terminal, it would break in words."""
+    return answer.replace(',"', ',\n"')
 
 
 def _print_how_to_go_on(console: Console, settings: Settings, model: str, data: Example) -> None:
