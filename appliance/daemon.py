@@ -6,7 +6,6 @@ Imports neither torch nor llama_cpp; a test sees to that.
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import ipaddress
 import logging
 import os
@@ -40,13 +39,15 @@ from appliance.api.openai.model_list import ModelsController
 from appliance.engine import client as engine_client
 from appliance.engine.protocol import Finished, Message, Sampling
 from appliance.errors import ConfigurationError
-from appliance.hardware import profiles
+from appliance.hardware import selection
+from appliance.hardware.profiles import HardwareProfile
 from appliance.jobs.runner import JobRunner
-from appliance.records import HardwareProfile, Programs
+from appliance.records import Programs
 from appliance.serving.names import gguf_path
 from appliance.serving.router import Router as ModelRouter
 from appliance.settings import Settings
-from appliance.store.store import Store, create_state_dir
+from appliance.store.lock import lock_state_dir
+from appliance.store.store import Store
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,8 @@ PROGRAMS = Programs(
 
 def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     """Build the application; its lifespan starts and stops everything else."""
-    profile = profiles.load(settings.profile_dir, settings.profile)
+    selected = selection.select(settings)
+    profile = selected.profile
     store = Store(settings.state_dir)
     store.keys.ensure_admin(settings.admin_key_file)
     store.files.delete_unused_blobs()
@@ -92,6 +94,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         timers = AsyncIOScheduler(timezone=UTC)
         timers.add_job(router.unload_idle, "interval", seconds=IDLE_POLL_SECONDS)
         timers.start()
+        _report(selected)
         logger.info("ready", extra={"url": settings.url, "profile": profile.name})
         if not store.catalog.bases():
             logger.warning(
@@ -149,6 +152,14 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     return app
 
 
+def _report(selected: selection.Selection) -> None:
+    for problem in selected.device.nvml.problems:
+        logger.warning("a GPU cannot be used", extra={"problem": problem})
+    level = logging.INFO if selected.known else logging.WARNING
+    found = {"profile": selected.profile.name, "reason": selected.reason}
+    logger.log(level, "hardware profile chosen", extra=found)
+
+
 def _provide(value: object) -> Provide:
     def provided() -> Any:
         return value
@@ -197,7 +208,7 @@ def _serve_once(router: ModelRouter) -> Callable[[str, Path], Awaitable[None]]:
 
 async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:
     """Run the daemon until SIGTERM or SIGINT."""
-    lock = _lock_state_dir(settings)
+    lock = lock_state_dir(settings.state_dir)
     try:
         _check_address(settings)
         _raise_file_limit()
@@ -272,22 +283,3 @@ def _check_address(settings: Settings) -> None:
             f"{settings.host} port {settings.port}: {exc}",
             next_step="give another --host or --port",
         ) from exc
-
-
-def _lock_state_dir(settings: Settings) -> IO[str]:
-    """Two daemons on one state directory would run the same jobs twice."""
-    create_state_dir(settings.state_dir)
-    lock = (settings.state_dir / "daemon.lock").open("a+")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise ConfigurationError(
-            "already_running",
-            f"another daemon works on {settings.state_dir}",
-            next_step="stop it first, or give this one another --state-dir",
-        ) from None
-    lock.truncate(0)
-    lock.write(str(os.getpid()))
-    lock.flush()
-    return lock

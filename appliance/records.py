@@ -19,6 +19,10 @@ class Quantization(enum.StrEnum):
     Q8_0 = "Q8_0"
 
 
+# LoRA on a base held in 4 bits (NF4), or in 16.
+Technique = Literal["qlora", "lora"]
+
+
 class JobStatus(enum.StrEnum):
     """OpenAI's statuses of a fine-tuning job."""
 
@@ -132,20 +136,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     admin: bool
 
 
-# --- what a device can do ---
-
-
-class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Defaults and limits of a class of devices; one TOML file each in `firmware_profiles/`."""
-
-    name: str
-    description: str
-    technique: Literal["qlora", "lora"]
-    quantizations: tuple[Quantization, ...]
-    max_length: int
-    per_device_train_batch_size: int
-    n_ctx: int
-    max_loaded_models: int
+# --- how children are started ---
 
 
 class Programs(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +173,7 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     base_model: str
     initial_adapter: str | None
-    technique: Literal["qlora", "lora"]
+    technique: Technique
     hyperparameters: Hyperparameters
     quantizations: tuple[Quantization, ...]
     validation_fraction: float
@@ -200,7 +191,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     train_file: str
     validation_file: str | None
     validation_fraction: float
-    technique: Literal["qlora", "lora"]
+    technique: Technique
     hyperparameters: Hyperparameters
     seed: int
     checkpoint_seconds: float

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from appliance import fields
 from appliance.errors import ConfigurationError
 
 ENVIRONMENT_PREFIX = "APPLIANCE_"
@@ -56,6 +57,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         if (CHECKOUT / "firmware_profiles").is_dir()
         else INSTALLED / "firmware_profiles"
     )
+    profile_override_file: Annotated[
+        Path, _help("TOML file with values that replace those of the hardware profile.")
+    ] = Path("/etc/appliance/profile.toml")
     converter_dir: Annotated[
         Path, _help("llama.cpp tree with convert_hf_to_gguf.py, laid down by the installer.")
     ] = INSTALLED / "llama.cpp"
@@ -113,18 +117,9 @@ def load(
     environment = os.environ if environment is None else environment
     given = {name: value for name, value in (flags or {}).items() if value is not None}
     values: dict[str, Any] = {**_from_file(environment), **_from_environment(environment), **given}
-    faults, accepted = [], {}
-    types = {field.name: field.type for field in msgspec.structs.fields(Settings)}
-    for name, value in values.items():
-        if name not in types:
-            faults.append(f"{name}: there is no such setting")
-            continue
-        try:
-            accepted[name] = msgspec.convert(
-                value, types[name], strict=False, dec_hook=_decode_path
-            )
-        except msgspec.ValidationError as exc:
-            faults.append(f"{name}: {exc}, found {value!r}")
+    accepted, faults = fields.convert(
+        values, Settings, what="setting", strict=False, dec_hook=_decode_path
+    )
     if faults:
         raise ConfigurationError(
             "invalid_settings",

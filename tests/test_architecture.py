@@ -21,6 +21,7 @@ LAYERS = {
         "child_output",
         "durable",
         "errors",
+        "fields",
         "gguf_header",
         "graders",
         "logs",

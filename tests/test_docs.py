@@ -10,6 +10,7 @@ import pytest
 
 from appliance import errors
 from appliance.errors import ApplianceError
+from appliance.hardware.profiles import HardwareProfile
 from appliance.settings import CHECKOUT, Settings
 from tests.api.test_auth import ROUTES
 
@@ -59,6 +60,16 @@ def test_every_setting_is_described():
     assert [name for name in names if f"`{name}`" not in text] == []
     described = re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)
     assert described == names
+
+
+def test_every_value_of_a_profile_is_described():
+    names = {field.name for field in msgspec.structs.fields(HardwareProfile)} - {"name"}
+    text = document("profiles.md")
+    described = re.findall(r"^\| (`.*?`) \|", text, re.MULTILINE)
+    assert {name for cell in described for name in re.findall(r"`(\w+)`", cell)} == {
+        "inherits",
+        *names,
+    }
 
 
 def test_every_route_is_described():

@@ -82,6 +82,7 @@ def test_every_setting_can_be_set_by_its_variable():
         "log_level": "ERROR",
         "profile": "cpu",
         "profile_dir": "/b",
+        "profile_override_file": "/p",
         "converter_dir": "/c",
         "threads": "7",
         "max_upload_bytes": "2",
@@ -104,7 +105,7 @@ def test_every_setting_says_what_it_is():
     fields = msgspec.structs.fields(Settings)
     described = [field.name for field in fields if field.type.__metadata__[0].description]
     assert described == list(Settings.__struct_fields__)
-    assert len(described) == 16
+    assert len(described) == 17
 
 
 def test_paths_become_absolute(tmp_path, monkeypatch):

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from appliance.checks.finding import Finding
-from appliance.hardware import probe, profiles
+from appliance.hardware import selection
 from appliance.settings import Settings
 
 NAME = "accelerator"
 
 
 async def check(settings: Settings) -> Finding:
-    """Ask NVML, then choose the profile as the daemon would; raises ConfigurationError as it would."""
-    profile = profiles.load(settings.profile_dir, settings.profile)
-    gpus = ", ".join(probe.nvidia_gpus()) or "no NVIDIA GPU"
-    return Finding(check=NAME, outcome="ok", found=f"{gpus}; profile {profile.name}")
+    """Look, then choose the profile as the daemon would; raises ConfigurationError as it would."""
+    selected = selection.select(settings)
+    found = f"profile {selected.profile.name}: {selected.reason}"
+    problems = selected.device.nvml.problems
+    if problems:
+        return Finding(
+            check=NAME,
+            outcome="warning",
+            found="; ".join((*problems, found)),
+            next_step="see whether `nvidia-smi` shows the same; a restart of the machine may help",
+        )
+    return Finding(check=NAME, outcome="ok", found=found)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from appliance.cli import chat, demo, doctor, files, jobs, keys, models, serve
+from appliance.cli import chat, demo, doctor, files, jobs, keys, models, profile, serve
 
 app = typer.Typer(
     name="appliance",
@@ -16,6 +16,7 @@ app = typer.Typer(
 app.command("serve")(serve.serve)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
+app.command("profile")(profile.profile)
 app.command("chat")(chat.chat)
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")

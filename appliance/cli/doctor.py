@@ -14,7 +14,9 @@ from appliance.errors import ApplianceError
 from appliance.settings import Settings
 
 
-@with_settings(("state_dir", "profile", "profile_dir", "converter_dir", "threads"))
+@with_settings(
+    ("state_dir", "profile", "profile_dir", "profile_override_file", "converter_dir", "threads")
+)
 def doctor(settings: Settings, json_path: JsonPath = None) -> None:
     """Check this box; exit status 1 if something does not work."""
     findings = asyncio.run(_run_all(settings))

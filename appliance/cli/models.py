@@ -35,7 +35,9 @@ def list_models(settings: Settings, json_path: JsonPath = None) -> None:
 
 
 @app.command("import")
-@with_settings(("state_dir", "profile", "profile_dir", "converter_dir", "threads"))
+@with_settings(
+    ("state_dir", "profile", "profile_dir", "profile_override_file", "converter_dir", "threads")
+)
 def import_model(
     settings: Settings,
     source: Annotated[Path, typer.Argument(help="Hugging Face directory, or one GGUF file.")],
@@ -60,13 +62,13 @@ def import_base(
     import asyncio
 
     from appliance.daemon import PROGRAMS
-    from appliance.hardware import profiles
+    from appliance.hardware import selection
     from appliance.jobs import base_import
     from appliance.records import ImportSpec
     from appliance.store.store import Store
 
     spec = ImportSpec(name=name, source=str(source.absolute()), licence=licence, origin=origin)
-    profile = profiles.load(settings.profile_dir, settings.profile)
+    profile = selection.select(settings).profile
     store = Store(settings.state_dir)
     try:
         with live_view() as view:

@@ -20,10 +20,10 @@ import msgspec
 
 from appliance import durable
 from appliance.errors import Busy, InvalidInput, WrongState
+from appliance.hardware.profiles import HardwareProfile
 from appliance.jobs import stages
 from appliance.records import (
     BaseModel,
-    HardwareProfile,
     ImportResult,
     ImportSpec,
     Programs,

@@ -8,10 +8,11 @@ import time
 import msgspec
 
 from appliance.errors import InvalidInput
+from appliance.hardware.profiles import HardwareProfile
 from appliance.jobs import plan, specs
 from appliance.jobs.request import FineTuningRequest
 from appliance.jobs.runner import new_job_id
-from appliance.records import BaseModel, HardwareProfile, Job, JobStatus, Release, StoredFile
+from appliance.records import BaseModel, Job, JobStatus, Release, StoredFile
 from appliance.store.store import Store
 
 TRAINING_PURPOSE = "fine-tune"

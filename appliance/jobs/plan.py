@@ -14,8 +14,9 @@ from typing import NamedTuple
 import msgspec
 
 from appliance.errors import InvalidInput
+from appliance.hardware.profiles import HardwareProfile
 from appliance.jobs.request import Advanced, FineTuningRequest
-from appliance.records import BaseModel, HardwareProfile, Hyperparameters, Plan
+from appliance.records import BaseModel, Hyperparameters, Plan
 
 LEARNING_RATE = 2e-4
 EXAMPLES_SEEN = 1500

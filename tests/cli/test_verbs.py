@@ -281,5 +281,5 @@ def test_help_names_every_setting_and_verb(call):
     for name in ("--state-dir", "--body-timeout-seconds", "--max-waiting-requests"):
         assert name in done.stdout
     verbs = call("--help").stdout
-    for verb in ("serve", "demo", "doctor", "chat", "files", "jobs", "models", "keys"):
+    for verb in ("serve", "demo", "doctor", "profile", "chat", "files", "jobs", "models", "keys"):
         assert verb in verbs

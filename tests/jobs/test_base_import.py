@@ -40,7 +40,7 @@ def run(store, settings, tmp_path):
         source = tmp_path / "source.gguf"
         source.write_text(content)
         spec = ImportSpec(name=name, source=str(source), licence="mit", origin="a stick")
-        profile = profiles.load(settings.profile_dir, "cpu")
+        profile = profiles.load_all(settings.profile_dir)["cpu"]
         told: list[str] = []
         base = asyncio.run(
             import_base(
@@ -154,7 +154,7 @@ def test_what_a_killed_import_left_is_removed(store, run):
 
 
 def test_missing_source_is_told(store, settings):
-    profile = profiles.load(settings.profile_dir, "cpu")
+    profile = profiles.load_all(settings.profile_dir)["cpu"]
     spec = ImportSpec(name="x", source="/no/such/file", licence="", origin="")
     with pytest.raises(ApplianceError) as caught:
         asyncio.run(import_base(store, settings, profile, PROGRAMS, spec, lambda lines: None))

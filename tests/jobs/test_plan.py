@@ -12,7 +12,7 @@ from appliance.jobs.request import FineTuningRequest
 from appliance.records import BaseModel
 from appliance.settings import CHECKOUT
 
-PROFILE = profiles.load(CHECKOUT / "firmware_profiles", "cpu")
+PROFILE = profiles.load_all(CHECKOUT / "firmware_profiles")["cpu"]
 
 
 BASE = BaseModel(

@@ -11,11 +11,12 @@ from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK
 
 from appliance.api.openai.paging import Page
+from appliance.hardware.profiles import HardwareProfile
 from appliance.jobs.create import create as create_job
 from appliance.jobs.plan import LEARNING_RATE
 from appliance.jobs.request import FineTuningRequest
 from appliance.jobs.runner import JobRunner
-from appliance.records import HardwareProfile, Job, JobEvent
+from appliance.records import Job, JobEvent
 from appliance.store.store import Store
 
 # What makes an event one of metrics; others may carry data, too.

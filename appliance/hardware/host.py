@@ -1,0 +1,138 @@
+"""What of this computer the process may use: memory, CPUs, and the control groups that bound both."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator
+from pathlib import Path
+
+from appliance.errors import ConfigurationError
+from appliance.hardware.device import Host
+
+# What decides how fast matrices are multiplied; Linux's own names (x86: flags, ARM: Features).
+FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_vnni",
+    "amx_bf16",
+    "asimd",
+    "asimddp",
+    "bf16",
+    "i8mm",
+    "sve",
+)
+_CGROUPS = "sys/fs/cgroup"
+
+
+def read(root: Path) -> Host:
+    """Read /proc and /sys below `root`; raises ConfigurationError if there is no memory to read of."""
+    meminfo = _meminfo(root / "proc/meminfo")
+    total, available = meminfo["MemTotal"], meminfo["MemAvailable"]
+    for limit, used in _memory_limits(root):
+        total = min(total, limit)
+        available = min(available, max(0, limit - used))
+    return Host(
+        machine=_machine(root),
+        cpu_features=_features(root / "proc/cpuinfo"),
+        cpus=min([float(_cpu_count(root)), *_cpu_quotas(root)]),
+        memory_bytes=total,
+        memory_available_bytes=available,
+        memory_limited=total < meminfo["MemTotal"],
+    )
+
+
+def _meminfo(path: Path) -> dict[str, int]:
+    """Bytes by name; the file gives kibibytes."""
+    found = {}
+    for line in _text(path).splitlines():
+        name, _, rest = line.partition(":")
+        if rest.strip().endswith(" kB"):
+            found[name] = int(rest.split()[0]) * 1024
+    if not {"MemTotal", "MemAvailable"} <= found.keys():
+        raise ConfigurationError(
+            "no_memory_facts", f"{path} should give MemTotal and MemAvailable; it gives neither"
+        )
+    return found
+
+
+def _features(path: Path) -> tuple[str, ...]:
+    for line in _text(path).splitlines():
+        name, _, rest = line.partition(":")
+        if name.strip() in ("flags", "Features"):
+            words = set(rest.split())
+            return tuple(feature for feature in FEATURES if feature in words)
+    return ()
+
+
+def _machine(root: Path) -> str:
+    return platform.machine() if root == Path("/") else _text(root / "proc/sys/kernel/arch").strip()
+
+
+def _cpu_count(root: Path) -> int:
+    if root == Path("/"):
+        return len(os.sched_getaffinity(0))
+    lines = _text(root / "proc/cpuinfo").splitlines()
+    return max(1, sum(line.startswith("processor") for line in lines))
+
+
+def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
+    """(limit, in use) of every control group around this process; page cache is not in use."""
+    for group in _groups(root, ""):
+        if (limit := _number(group / "memory.max")) is not None:
+            yield limit, _in_use(group / "memory.current", group / "memory.stat", "inactive_file")
+    for group in _groups(root, "memory"):
+        if (limit := _number(group / "memory.limit_in_bytes")) is not None:
+            usage = group / "memory.usage_in_bytes"
+            yield limit, _in_use(usage, group / "memory.stat", "total_inactive_file")
+
+
+def _in_use(usage: Path, statistics: Path, page_cache: str) -> int:
+    cached = [
+        int(line.split()[1])
+        for line in _text(statistics).splitlines()
+        if line.startswith(f"{page_cache} ")
+    ]
+    return (_number(usage) or 0) - sum(cached)
+
+
+def _cpu_quotas(root: Path) -> Iterator[float]:
+    for group in _groups(root, ""):
+        quota, _, period = _text(group / "cpu.max").partition(" ")
+        if quota.isdecimal() and period.strip().isdecimal():
+            yield int(quota) / int(period)
+    for group in _groups(root, "cpu"):
+        quota_us, period_us = (
+            _number(group / "cpu.cfs_quota_us"),
+            _number(group / "cpu.cfs_period_us"),
+        )
+        if quota_us and period_us:
+            yield quota_us / period_us
+
+
+def _groups(root: Path, controller: str) -> list[Path]:
+    """This process's group of a controller ("" for version 2) and those around it, innermost first.
+
+    In a container the path may name groups outside of what is mounted; those do not exist here.
+    """
+    for line in _text(root / "proc/self/cgroup").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            mount = root / _CGROUPS / controllers
+            own = mount / path.strip("/")
+            return [each for each in (own, *own.parents) if each.is_relative_to(mount)]
+    return []
+
+
+def _number(path: Path) -> int | None:
+    """The number in a file; None for "max", for -1, and where there is no such file."""
+    text = _text(path).strip()
+    return int(text) if text.isdecimal() else None
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

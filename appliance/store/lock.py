@@ -1,0 +1,30 @@
+"""One daemon a state directory: two would run the same jobs twice."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import IO
+
+from appliance.errors import ConfigurationError
+from appliance.store.store import create_state_dir
+
+
+def lock_state_dir(state_dir: Path) -> IO[str]:
+    """The lock, held until it is closed, with this process's id in it; raises ConfigurationError if taken."""
+    create_state_dir(state_dir)
+    lock = (state_dir / "daemon.lock").open("a+")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise ConfigurationError(
+            "already_running",
+            f"another daemon works on {state_dir}",
+            next_step="stop it first, or give this one another --state-dir",
+        ) from None
+    lock.truncate(0)
+    lock.write(str(os.getpid()))
+    lock.flush()
+    return lock
