@@ -11,7 +11,7 @@ usage: ./install.sh                     install only
        ./install.sh --test [OPTIONS]    install, then run the linters and the whole test suite;
                                         OPTIONS go to pytest
 
-Takes about 10 minutes the first time on 2 cores (llama.cpp is compiled), seconds afterwards. After the
+Takes 6 to 15 minutes the first time on 2 cores (llama.cpp is compiled), seconds afterwards. After the
 first time no network is needed. PYTHON=/path/to/python3.11 chooses the interpreter.
 TEXT
 }

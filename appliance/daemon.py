@@ -26,6 +26,7 @@ from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
+from litestar.openapi.plugins import JsonRenderPlugin
 
 from appliance import __version__, process, systemd
 from appliance.api import auth, errors, health, metrics
@@ -144,7 +145,12 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         ],
         lifespan=[lifespan],
         request_max_body_size=settings.max_request_bytes,
-        openapi_config=OpenAPIConfig(title="Fine-tuning appliance", version=__version__),
+        openapi_config=OpenAPIConfig(
+            title="Fine-tuning appliance",
+            version=__version__,
+            # The others are pages that load from a public network.
+            render_plugins=[JsonRenderPlugin()],
+        ),
         logging_config=None,
     )
     app.state.store = store
@@ -208,6 +214,10 @@ def _serve_once(router: ModelRouter) -> Callable[[str, Path], Awaitable[None]]:
 
 async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:
     """Run the daemon until SIGTERM or SIGINT."""
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # First of all: an end in the midst of starting must empty the lock file, too.
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
     lock = lock_state_dir(settings.state_dir)
     try:
         _check_address(settings)
@@ -227,18 +237,16 @@ async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:
             # Its own logging set-up would write plain text beside our JSON lines.
             log_enabled=False,
         )
-        await _serve_until_told(server, app, lock)
+        await _serve_until_told(told, server, app, lock)
     finally:
         # Somebody may kill what the file names, and the number may be another's by then.
         lock.truncate(0)
         lock.close()
 
 
-async def _serve_until_told(server: Server, app: Litestar, lock: IO[str]) -> None:
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
+async def _serve_until_told(
+    told: asyncio.Event, server: Server, app: Litestar, lock: IO[str]
+) -> None:
     serving, waiting = asyncio.create_task(server.serve()), asyncio.create_task(told.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
@@ -251,16 +259,22 @@ async def _serve_until_told(server: Server, app: Litestar, lock: IO[str]) -> Non
     # Before the server: it waits for open answers, and they end only when the engines do.
     await app.state.stop_work()
     server.stop()
-    done, _ = await asyncio.wait({serving}, timeout=DRAIN_SECONDS)
-    if done:
-        serving.result()
+    drained = asyncio.create_task(_drain(serving))
+    if (await asyncio.wait({drained}, timeout=DRAIN_SECONDS))[0]:
+        drained.result()
         return
-    logger.warning("connections are cut that clients keep open")
+    logger.warning("what clients keep open is cut: connections, checks of uploads")
     app.state.store.close()
     logging.shutdown()
-    # The server's own threads would wait for those clients.
+    # Threads would wait for those clients and checks.
     lock.truncate(0)
     os._exit(0)
+
+
+async def _drain(serving: asyncio.Task[None]) -> None:
+    await serving
+    # The check of a large upload goes on although its client has gone.
+    await asyncio.get_running_loop().shutdown_default_executor()
 
 
 def _raise_file_limit() -> None:

@@ -17,6 +17,7 @@ from typing import TypeVar
 import msgspec
 
 from appliance.errors import ApplianceError, CorruptState, OutOfDisk
+from appliance.fields import UNDECODABLE
 
 T = TypeVar("T")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -97,7 +98,7 @@ def read_json(path: Path, kind: type[T]) -> T:
     """Read and validate a JSON file as `kind`; raises CorruptState if it does not fit."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
-    except (OSError, msgspec.MsgspecError) as exc:
+    except (OSError, *UNDECODABLE) as exc:
         raise CorruptState(
             "unreadable_file", f"{path} should hold a {kind.__name__}, but: {exc}"
         ) from exc

@@ -87,7 +87,17 @@ def test_json_comes_back_as_it_went(tmp_path):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b'{"code": 1, "message": "m"}', b'{"code": "c"}', b"\xff", b"null"],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b'{"code": 1, "message": "m"}',
+        b'{"code": "c"}',
+        b"\xff",
+        b"null",
+        b'{"code": "a\xff", "message": "m"}',
+        b"[" * 5000,
+    ],
 )
 def test_json_that_does_not_fit_is_corrupt_and_named(tmp_path, content):
     path = tmp_path / "f.json"

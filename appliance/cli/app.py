@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from appliance.cli import chat, demo, doctor, files, jobs, keys, models, profile, serve
+from appliance.cli import chat, demo, doctor, files, jobs, keys, models, profile, serve, stop
 
 app = typer.Typer(
     name="appliance",
@@ -14,6 +14,7 @@ app = typer.Typer(
     add_completion=False,
 )
 app.command("serve")(serve.serve)
+app.command("stop")(stop.stop)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("profile")(profile.profile)

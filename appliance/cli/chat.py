@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Annotated, Any
 
@@ -35,8 +36,10 @@ def chat(
             if json_path is not None:
                 output.show({"model": model, "answer": answer}, json_path, "")
             return
-        while question := typer.prompt("you", default="", show_default=False):
-            _ask(client, history, question, options, quiet=False)
+        typer.echo("An empty line ends the dialogue.", err=True)
+        with contextlib.suppress(typer.Abort):
+            while question := typer.prompt("you", default="", show_default=False):
+                _ask(client, history, question, options, quiet=False)
 
 
 def _ask(

@@ -60,7 +60,9 @@ class Client:
         except (ValueError, KeyError, TypeError):
             raise ApplianceError(
                 "unexpected_answer",
-                f"the daemon answered {response.status_code}: {response.text[:200]}",
+                f"something at {response.url} answered {response.status_code}: "
+                + " ".join(response.text.split())[:200],
+                next_step="see whether it is the appliance that listens there",
             ) from None
         raise ApplianceError(error["code"] or "error", error["message"], param=error["param"])
 
@@ -80,7 +82,8 @@ def connect(settings: Settings) -> Iterator[Client]:
             raise ConfigurationError(
                 "no_daemon",
                 f"a daemon should answer at {settings.url}; none does",
-                next_step=f"start it: appliance serve --state-dir {settings.state_dir}",
+                next_step="if it runs, give its --host and --port here, too; else start it: "
+                f"appliance serve --state-dir {settings.state_dir} --port {settings.port}",
             ) from exc
         except httpx.TransportError as exc:
             raise ChildFailed(

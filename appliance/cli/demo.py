@@ -27,6 +27,7 @@ from appliance.cli.demo_scores import Example, Scores, evaluate, read_example
 from appliance.cli.follow import follow_job
 from appliance.cli.models import import_base
 from appliance.cli.options import JsonPath, with_settings
+from appliance.cli.stop import stop_daemon
 from appliance.errors import ApplianceError, ChildFailed, NotFound
 from appliance.settings import CHECKOUT, STARTER, Settings
 
@@ -106,7 +107,8 @@ def _end(settings: Settings, pid: int | None, *, stop: bool) -> None:
     if stop:
         _stop_daemon(settings, pid)
     else:
-        _note(f"the daemon goes on; stop it with: kill $(cat {settings.state_dir}/daemon.lock)")
+        command = f"{sys.prefix}/bin/appliance stop --state-dir {settings.state_dir}"
+        _note(f"the daemon goes on; stop it with: {command}")
 
 
 def _step(number: str, text: str) -> None:
@@ -269,8 +271,10 @@ print(client.chat.completions.create(**{body!r}).choices[0].message.content)""",
 
 
 def _stop_daemon(settings: Settings, pid: int | None) -> None:
-    pid = pid or int((settings.state_dir / "daemon.lock").read_text(encoding="ascii"))
-    process.stop_detached(pid)
+    if pid is None:
+        stop_daemon(settings)
+    else:
+        process.stop_detached(pid)
     _note("the daemon has stopped")
 
 

@@ -80,6 +80,7 @@ def evaluate(client: Client, data: Example, *, base: str, tuned: str) -> Scores:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        TextColumn("left"),
     )
     answers: dict[str, list[str]] = {}
     with Progress(*columns, console=output.error_console) as progress:

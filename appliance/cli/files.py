@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -17,7 +18,12 @@ app = typer.Typer(help="Datasets and other uploaded files.", no_args_is_help=Tru
 @app.command("upload")
 @with_settings(CONNECTION)
 def upload(
-    settings: Settings, path: Path, purpose: str = "fine-tune", json_path: JsonPath = None
+    settings: Settings,
+    path: Annotated[Path, typer.Argument(help="JSONL file of chat examples.")],
+    purpose: Annotated[
+        str, typer.Option(help="fine-tune for training data; user_data for anything else.")
+    ] = "fine-tune",
+    json_path: JsonPath = None,
 ) -> None:
     """Upload a file; training data is checked row by row."""
     with connect(settings) as client:
@@ -31,9 +37,18 @@ def list_files(settings: Settings, json_path: JsonPath = None) -> None:
     """List uploaded files, newest first."""
     with connect(settings) as client:
         files = client.get("/v1/files")["data"]
-    columns = ("id", "filename", "purpose", "bytes", "created_at")
-    text = output.listing("Files", columns, ([file[c] for c in columns] for file in files))
-    output.show(files, json_path, text)
+    columns = ("id", "created", "bytes", "purpose", "filename")
+    rows = (
+        (
+            file["id"],
+            output.local_time(file["created_at"]),
+            file["bytes"],
+            file["purpose"],
+            file["filename"],
+        )
+        for file in files
+    )
+    output.show(files, json_path, output.listing(columns, rows))
 
 
 @app.command("delete")

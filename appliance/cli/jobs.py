@@ -14,23 +14,32 @@ from appliance.cli.client import connect
 from appliance.cli.follow import follow_job
 from appliance.cli.options import CONNECTION, JsonPath, with_settings
 from appliance.errors import InvalidInput
+from appliance.fields import UNDECODABLE
 from appliance.settings import Settings
 
 app = typer.Typer(help="Fine-tuning jobs.", no_args_is_help=True)
 
 JOBS = "/v1/fine_tuning/jobs"
+TIMES = ("created_at", "finished_at", "estimated_finish")
 
 
 @app.command("create")
 @with_settings(CONNECTION)
 def create(
     settings: Settings,
-    model: str,
-    training_file: str,
-    validation_file: str | None = None,
-    suffix: str | None = None,
+    model: Annotated[str, typer.Argument(help="Base model, or a fine-tuned one to go on from.")],
+    training_file: Annotated[str, typer.Argument(help="Id that `files upload` printed.")],
+    validation_file: Annotated[
+        str | None,
+        typer.Option(help="Id of a file that only measures; else some rows are kept back."),
+    ] = None,
+    suffix: Annotated[str | None, typer.Option(help="Word for the new model's name.")] = None,
     options: Annotated[
-        Path | None, typer.Option(help="JSON file with more fields of the request.")
+        Path | None,
+        typer.Option(
+            help="JSON file with more fields of the request, "
+            "such as examples/factory_faults/job.json; docs/api.md names them."
+        ),
     ] = None,
     json_path: JsonPath = None,
 ) -> None:
@@ -54,7 +63,7 @@ def create(
 def _read_options(path: Path) -> dict[str, Any]:
     try:
         return msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
-    except msgspec.MsgspecError as exc:
+    except UNDECODABLE as exc:
         raise InvalidInput(
             "invalid_options", f"{path} should hold one JSON object, but: {exc}"
         ) from exc
@@ -66,12 +75,16 @@ def list_jobs(settings: Settings, limit: int = 20, json_path: JsonPath = None) -
     """List jobs, newest first."""
     with connect(settings) as client:
         jobs = client.get(JOBS, limit=limit)["data"]
-    columns = ("id", "status", "model", "fine_tuned_model", "created_at")
-    output.show(
-        jobs,
-        json_path,
-        output.listing("Jobs", columns, ([job[c] for c in columns] for job in jobs)),
+    rows = (
+        (
+            job["id"],
+            output.local_time(job["created_at"]),
+            job["status"],
+            job["fine_tuned_model"] or job["model"],
+        )
+        for job in jobs
     )
+    output.show(jobs, json_path, output.listing(("id", "created", "status", "model"), rows))
 
 
 @app.command("show")
@@ -81,8 +94,10 @@ def show(settings: Settings, job_id: str, json_path: JsonPath = None) -> None:
     with connect(settings) as client:
         job = client.get(f"{JOBS}/{job_id}")
         events = client.get(f"{JOBS}/{job_id}/events", limit=10)["data"]
-    lines = [(name, json.dumps(value)) for name, value in job.items()]
-    lines += [("event", event["message"]) for event in reversed(events)]
+    lines = [(name, _said(name, value)) for name, value in job.items() if _says(value)]
+    lines += [
+        (output.local_time(event["created_at"]), event["message"]) for event in reversed(events)
+    ]
     output.show(
         {"job": job, "events": events}, json_path, output.table(job_id, ("field", "value"), lines)
     )
@@ -97,6 +112,17 @@ def follow(settings: Settings, job_id: str, json_path: JsonPath = None) -> None:
     output.show(job, json_path, _outcome(job))
     if job["status"] != "succeeded":
         raise typer.Exit(1)
+
+
+def _says(value: Any) -> bool:
+    """Not null, not empty, and not an object of nulls, which a job without an error has for one."""
+    return any(map(_says, value.values())) if isinstance(value, dict) else value not in (None, [])
+
+
+def _said(name: str, value: Any) -> str:
+    if name in TIMES:
+        return output.local_time(value)
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _outcome(job: dict[str, Any]) -> str:

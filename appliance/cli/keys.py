@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from appliance.cli import output
@@ -18,17 +20,25 @@ def list_keys(settings: Settings, json_path: JsonPath = None) -> None:
     """List keys; their secrets are not kept anywhere."""
     with connect(settings) as client:
         keys = client.get("/api/v1/keys")["data"]
-    columns = ("id", "name", "admin", "created_at")
-    output.show(
-        keys,
-        json_path,
-        output.listing("Keys", columns, ([key[c] for c in columns] for key in keys)),
+    rows = (
+        (
+            key["id"],
+            output.local_time(key["created_at"]),
+            "admin" if key["admin"] else "app",
+            key["name"],
+        )
+        for key in keys
     )
+    output.show(keys, json_path, output.listing(("id", "created", "for", "name"), rows))
 
 
 @app.command("create")
 @with_settings(CONNECTION)
-def create(settings: Settings, name: str, json_path: JsonPath = None) -> None:
+def create(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="Which app it is for.")],
+    json_path: JsonPath = None,
+) -> None:
     """Make a key for an app; its secret is shown this once."""
     with connect(settings) as client:
         key = client.post("/api/v1/keys", {"name": name})

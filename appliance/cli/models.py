@@ -31,7 +31,7 @@ def list_models(settings: Settings, json_path: JsonPath = None) -> None:
         (release["name"], _types(release), f"fine-tuned from {release['base_model']}")
         for release in found["releases"]
     ]
-    output.show(found, json_path, output.listing("Models", ("name", "files", "origin"), rows))
+    output.show(found, json_path, output.listing(("name", "files", "origin"), rows))
 
 
 @app.command("import")

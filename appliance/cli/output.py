@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from rich.console import Console
 from rich.markup import escape
-from rich.measure import Measurement
 from rich.table import Table
 
 console = Console()
@@ -28,12 +28,22 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     return result
 
 
-def listing(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:
-    """A table as wide as it needs to be, so that ids can be copied from it whole."""
-    result = table(title, columns, rows)
-    unlimited = console.options.update(max_width=sys.maxsize)
-    result.width = Measurement.get(console, unlimited, result).maximum
-    return result
+def listing(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Lines of aligned columns, as long as they need to be: ids stay whole, and the shell can cut them.
+
+    The last column may be long text; a terminal wraps it without harm.
+    """
+    cells = [columns, *([("" if cell is None else str(cell)) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in cells
+    )
+
+
+def local_time(seconds: int | None) -> str:
+    """Unix seconds as people here write them; empty for None."""
+    return "" if seconds is None else f"{datetime.fromtimestamp(seconds):%Y-%m-%d %H:%M}"
 
 
 def show(result: Any, json_path: str | None, text: str | Table) -> None:
@@ -44,7 +54,7 @@ def show(result: Any, json_path: str | None, text: str | Table) -> None:
     if isinstance(text, str):
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     else:
-        console.print(text, crop=False)
+        console.print(text)
     if json_path is not None:
         Path(json_path).write_text(_encode(result), encoding="utf-8")
 

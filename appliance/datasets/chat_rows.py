@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.errors import InvalidInput
+from appliance.fields import UNDECODABLE
 
 # A line longer than this is no chat example, whatever it is.
 MAX_LINE_BYTES = 4 << 20
@@ -92,7 +93,7 @@ def _fault_of(line: bytes) -> str | None:
         return "empty"
     try:
         row = _decoder.decode(line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+    except UNDECODABLE as exc:
         return _say_field(str(exc))
     return _turn_fault(row.messages)
 

@@ -13,8 +13,6 @@ import socket
 from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
-import msgspec
-
 from appliance import process
 from appliance.engine import protocol
 from appliance.engine.answer import Answer
@@ -33,6 +31,7 @@ from appliance.engine.protocol import (
     Working,
 )
 from appliance.errors import ApplianceError, ChildFailed, InvalidInput, TooLarge
+from appliance.fields import UNDECODABLE
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +149,7 @@ class Engine:
                 self._dispatch(reply)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # how the process ended says more
-        except (TooLarge, msgspec.MsgspecError):
+        except (TooLarge, *UNDECODABLE):
             logger.exception("engine breaks the protocol", extra={"child": self._child.name})
         await self._bury()
 

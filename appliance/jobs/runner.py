@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from appliance import durable
-from appliance.errors import ApplianceError, Busy, WrongState
+from appliance.errors import ApplianceError, Busy, NotFound, WrongState
 from appliance.jobs import specs, stages
 from appliance.records import (
     Job,
@@ -114,7 +114,7 @@ class JobRunner:
         task = asyncio.create_task(self._run_job(job_id), name=f"job {job_id}")
         self._current = (job_id, task)
         try:
-            await asyncio.wait({task})
+            await self._attend(job_id, task)
         finally:
             # Cancelled itself: the daemon stops, and the job's children with it.
             self._current = None
@@ -124,6 +124,32 @@ class JobRunner:
             task.result()
         # The daemon has not been stopped and the task is over, so the job has ended.
         await asyncio.to_thread(specs.discard_scratch, self._store, job_id)
+
+    async def _attend(self, job_id: str, task: asyncio.Task[None]) -> None:
+        """Wait for the end of a job; those that come meanwhile are told that they are queued."""
+        while not task.done():
+            self._woken.clear()
+            try:
+                await self._queue_arrivals(job_id)
+            except Exception:
+                # Each is looked at once more when its turn comes; the running job is not to suffer.
+                logger.exception("the files of waiting jobs cannot be checked now")
+            woken = asyncio.create_task(self._woken.wait())
+            await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
+            woken.cancel()
+
+    async def _queue_arrivals(self, running_id: str) -> None:
+        unfinished = await asyncio.to_thread(self._store.jobs.unfinished)
+        for ahead, job in enumerate(unfinished):
+            if job.status is JobStatus.VALIDATING_FILES and job.id != running_id:
+                # Cancelled by now; or its files are gone, and it fails when its turn comes.
+                with contextlib.suppress(WrongState, NotFound):
+                    await self._validate(job, ahead)
+
+    async def _validate(self, job: Job, ahead: int) -> Job:
+        await asyncio.to_thread(specs.check_data, self._store, job)
+        behind = f" behind {ahead} other{'s' * (ahead > 1)}" if ahead else ""
+        return await self._move(job.id, JobStatus.QUEUED, f"Files validated, job queued{behind}")
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not ended; its processes are gone when this returns."""
@@ -151,8 +177,7 @@ class JobRunner:
     async def _through_all_stages(self, job_id: str) -> None:
         job = await asyncio.to_thread(self._store.jobs.get, job_id)
         if job.status is JobStatus.VALIDATING_FILES:
-            await asyncio.to_thread(specs.check_data, self._store, job)
-            job = await self._move(job_id, JobStatus.QUEUED, "Files validated, job queued")
+            job = await self._validate(job, ahead=0)
         job = await self._move(job_id, JobStatus.RUNNING, "Fine-tuning job started")
         spec: msgspec.Struct = await asyncio.to_thread(
             specs.training, self._store, self._settings, job

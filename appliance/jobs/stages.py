@@ -15,6 +15,7 @@ import msgspec
 
 from appliance import batch, durable, process
 from appliance.errors import ApplianceError
+from appliance.fields import UNDECODABLE
 from appliance.records import Progress
 
 logger = logging.getLogger(__name__)
@@ -99,6 +100,6 @@ class MetricsTail:
 def _decode(raw: bytes) -> Progress | None:
     try:
         return msgspec.json.decode(raw, type=Progress)
-    except msgspec.MsgspecError:
+    except UNDECODABLE:
         logger.warning("a line of progress is torn", extra={"bytes": len(raw)})
         return None

@@ -98,7 +98,11 @@ class BlobStore:
         for leftover in self._incoming.iterdir():
             # Another process may finish with it in this moment.
             with contextlib.suppress(FileNotFoundError):
-                if time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS:
+                # Nothing else is ours: a directory was put there by somebody.
+                if (
+                    leftover.is_file()
+                    and time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS
+                ):
                     leftover.unlink()
 
 

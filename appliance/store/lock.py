@@ -11,10 +11,13 @@ from appliance.errors import ConfigurationError
 from appliance.store.store import create_state_dir
 
 
+LOCK = "daemon.lock"
+
+
 def lock_state_dir(state_dir: Path) -> IO[str]:
     """The lock, held until it is closed, with this process's id in it; raises ConfigurationError if taken."""
     create_state_dir(state_dir)
-    lock = (state_dir / "daemon.lock").open("a+")
+    lock = (state_dir / LOCK).open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -28,3 +31,19 @@ def lock_state_dir(state_dir: Path) -> IO[str]:
     lock.write(str(os.getpid()))
     lock.flush()
     return lock
+
+
+def holder(state_dir: Path) -> int | None:
+    """The process id of the daemon that works on `state_dir`, or None.
+
+    The file alone says too little: after a kill it names a process that may by now be another's.
+    """
+    try:
+        with (state_dir / LOCK).open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return int(lock.read())
+    except FileNotFoundError:
+        pass
+    return None

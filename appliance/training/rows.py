@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 import msgspec
 
 from appliance.errors import InvalidInput
+from appliance.fields import UNDECODABLE
 from appliance.prompts import ChatTemplate
 
 IGNORED_LABEL = -100
@@ -152,7 +153,7 @@ def _read_rows(path: Path) -> list[tuple[int, Row]]:
                 continue
             try:
                 rows.append((line, decoder.decode(raw)))
-            except msgspec.MsgspecError as exc:
+            except UNDECODABLE as exc:
                 faults.append(f"line {line} ({exc})")
     if faults:
         raise InvalidInput(

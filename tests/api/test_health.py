@@ -68,6 +68,10 @@ def test_start_without_a_base_model_says_so(state_dir):
 
 def test_interface_describes_itself(shared_daemon):
     described = ok(shared_daemon.http.get("/schema/openapi.json"))
+    # A page that explains it would come from a public network.
+    assert shared_daemon.http.get("/schema").headers["content-type"] != "text/html; charset=utf-8"
+    for page in ("swagger", "redoc", "elements", "rapidoc"):
+        assert shared_daemon.http.get(f"/schema/{page}").status_code == 404
     operations = [
         each["operationId"] for path in described["paths"].values() for each in path.values()
     ]

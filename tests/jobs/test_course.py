@@ -94,6 +94,33 @@ def test_failure_is_told_with_its_reason_and_the_next_job_runs(
     assert shared_daemon.wait_for_job(next_one["id"])["status"] == "succeeded"
 
 
+def test_waiting_jobs_are_queued_and_told_how_many_are_ahead(shared_daemon):
+    running = shared_daemon.create_job("hang")
+    shared_daemon.wait_for_event(running["id"], "hanging as")
+    waiting = [shared_daemon.create_job() for _ in range(2)]
+    for job, words in zip(waiting, ("behind 1 other", "behind 2 others"), strict=True):
+        assert shared_daemon.wait_for_job(job["id"], "queued")["status"] == "queued"
+        assert messages(shared_daemon, job)[-1] == f"Files validated, job queued {words}"
+    ok(shared_daemon.http.post(f"/v1/fine_tuning/jobs/{running['id']}/cancel"))
+    for job in waiting:
+        shared_daemon.wait_for_job(job["id"], "succeeded")
+        told = messages(shared_daemon, job)
+        assert sum(message.startswith("Files validated") for message in told) == 1
+
+
+def test_waiting_job_whose_data_is_gone_fails_when_its_turn_comes(shared_daemon):
+    running = shared_daemon.create_job("hang")
+    shared_daemon.wait_for_event(running["id"], "hanging as")
+    lost = shared_daemon.create_job()
+    shared_daemon.wait_for_job(lost["id"], "queued")
+    (shared_daemon.state_dir / "jobs" / lost["id"] / "data" / "train.jsonl").unlink()
+    after = shared_daemon.create_job()
+    shared_daemon.wait_for_job(after["id"], "queued")
+    ok(shared_daemon.http.post(f"/v1/fine_tuning/jobs/{running['id']}/cancel"))
+    assert shared_daemon.wait_for_job(lost["id"], "failed")["status"] == "failed"
+    shared_daemon.wait_for_job(after["id"], "succeeded")
+
+
 def test_jobs_run_one_after_another_in_their_order(shared_daemon):
     jobs = [shared_daemon.create_job() for _ in range(3)]
     for job in jobs:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 
@@ -140,6 +142,50 @@ def test_stop_waits_for_no_client(daemon, keep):
         # Its number may soon be another process's.
         assert (daemon.state_dir / "daemon.lock").read_text() == ""
         assert kept is not None
+
+
+def test_stop_waits_for_no_check_of_an_upload_whose_client_has_gone(daemon_with):
+    size = 200 << 20
+    daemon = daemon_with(max_upload_bytes=2 * size)
+    incoming = daemon.state_dir / "blobs" / "incoming"
+    head, tail = (
+        b'--b\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nfine-tune\r\n--b\r\n'
+        b'Content-Disposition: form-data; name="file"; filename="f"\r\n\r\n',
+        b"\r\n--b--\r\n",
+    )
+    with socket.create_connection(("127.0.0.1", daemon.port)) as connection:
+        connection.sendall(
+            f"POST /v1/files HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.key}\r\n"
+            f"Content-Type: multipart/form-data; boundary=b\r\n"
+            f"Content-Length: {len(head) + size + len(tail)}\r\n\r\n".encode()
+        )
+        connection.sendall(head)
+        for _ in range(size >> 20):
+            connection.sendall(b"\n" * (1 << 20))
+        connection.sendall(tail)
+        wait_for(
+            lambda: [path for path in incoming.iterdir() if path.stat().st_size >= size],
+            "the upload to be received",
+        )
+    # The check takes more than a minute, and `stop` waits for half of one.
+    assert daemon.stop() == 0
+    assert (daemon.state_dir / "daemon.lock").read_text() == ""
+
+
+def test_end_in_the_midst_of_starting_leaves_no_process_id(daemon):
+    daemon.stop()
+    lock = daemon.state_dir / "daemon.lock"
+    started = subprocess.Popen(
+        [sys.executable, "-m", *daemon.module],
+        env=daemon.environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=daemon.state_dir.parent,
+    )
+    wait_for(lambda: lock.read_text() == str(started.pid), "the process id")
+    started.terminate()
+    assert started.wait(timeout=30) == 0
+    assert lock.read_text() == ""
 
 
 def test_job_cancelled_before_a_kill_stays_cancelled(daemon):

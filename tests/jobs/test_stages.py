@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
 from appliance import batch, durable
 from appliance.jobs import stages
 from appliance.jobs.stages import MetricsTail
@@ -34,6 +36,21 @@ def test_torn_line_is_passed_over(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(line("a") + b'{"key": "to' + line("b") + b"\x00\x00\n" + line("c"))
     assert keys(MetricsTail(path)) == ["a", "c"]
+
+
+@pytest.mark.parametrize(
+    "damaged",
+    [
+        b'{"key": "\xff", "message": "m"}',
+        b'{"key": "k", "message": "\xc3{"}',
+        b'{"key": "k", "message": "m", "data": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
+    ],
+    ids=["key", "message", "nesting"],
+)
+def test_line_with_damaged_text_is_passed_over(tmp_path, damaged):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(line("a") + damaged + b"\n" + line("b"))
+    assert keys(MetricsTail(path)) == ["a", "b"]
 
 
 def test_line_of_another_shape_is_passed_over(tmp_path):

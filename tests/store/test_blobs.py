@@ -42,6 +42,14 @@ def test_kept_blob_is_found_by_its_digest(blobs, tmp_path, content):
     assert leftovers(tmp_path) == []
 
 
+def test_strange_directory_among_what_is_received_is_left_alone(blobs, tmp_path):
+    strange = tmp_path / "blobs" / "incoming" / "lost+found"
+    strange.mkdir()
+    os.utime(strange, (0, 0))
+    BlobStore(tmp_path / "blobs")
+    assert leftovers(tmp_path) == [strange]
+
+
 def test_received_bytes_have_no_name_until_kept(blobs, tmp_path):
     incoming = blobs.receive(io.BytesIO(CONTENT), limit_bytes=1 << 20)
     with pytest.raises(NotFound):
