@@ -48,7 +48,7 @@ from appliance.serving.names import gguf_path
 from appliance.serving.router import Router as ModelRouter
 from appliance.settings import Settings
 from appliance.store.lock import lock_state_dir
-from appliance.store.store import Store
+from appliance.store.store import Store, create_state_dir
 
 logger = logging.getLogger(__name__)
 
@@ -218,6 +218,7 @@ async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         # First of all: an end in the midst of starting must empty the lock file, too.
         asyncio.get_running_loop().add_signal_handler(number, told.set)
+    create_state_dir(settings.state_dir)
     lock = lock_state_dir(settings.state_dir)
     try:
         _check_address(settings)

@@ -8,15 +8,12 @@ from pathlib import Path
 from typing import IO
 
 from appliance.errors import ConfigurationError
-from appliance.store.store import create_state_dir
-
 
 LOCK = "daemon.lock"
 
 
 def lock_state_dir(state_dir: Path) -> IO[str]:
     """The lock, held until it is closed, with this process's id in it; raises ConfigurationError if taken."""
-    create_state_dir(state_dir)
     lock = (state_dir / LOCK).open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -43,7 +40,7 @@ def holder(state_dir: Path) -> int | None:
             try:
                 fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return int(lock.read())
+                return int(lock.read() or 0) or None
     except FileNotFoundError:
         pass
     return None
