@@ -34,6 +34,28 @@ def list_models(settings: Settings, json_path: JsonPath = None) -> None:
     output.show(found, json_path, output.listing(("name", "files", "origin"), rows))
 
 
+@app.command("recommend")
+@with_settings(("state_dir", "profile", "profile_dir", "profile_override_file"))
+def recommend(settings: Settings, json_path: JsonPath = None) -> None:
+    """Name open base models to carry in for this device, and why; nothing is fetched."""
+    from appliance.hardware import catalogue, selection
+
+    selected = selection.select(settings)
+    models = catalogue.recommend(selected.profile, catalogue.load(settings.profile_dir))
+    rows = (
+        (
+            model.repository,
+            f"{model.file_bytes / 1e9:.1f} GB {model.quantization}",
+            ", ".join(model.techniques),
+            "chat" if model.chat else "base",
+            f"{model.licence}; {model.languages}; {model.reason}",
+        )
+        for model in models
+    )
+    columns = ("repository", "file", "techniques", "kind", "licence, languages, why")
+    output.show(models, json_path, output.listing(columns, rows))
+
+
 @app.command("import")
 @with_settings(
     ("state_dir", "profile", "profile_dir", "profile_override_file", "converter_dir", "threads")

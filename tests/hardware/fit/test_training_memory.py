@@ -1,0 +1,147 @@
+"""The training formula against measurements that others published.
+
+Each row says what its stack did; nothing of that is fitted. Fitted are only the two constants between what is
+allocated and what the process takes, on every other row, and judged on the rest.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from appliance.hardware import catalogue
+from appliance.hardware.fit.shapes import ModelShape
+from appliance.hardware.fit.training_memory import (
+    TrainingSetup,
+    adapter_parameters,
+    allocated_bytes,
+    checkpoint_bytes,
+    weight_bytes,
+)
+from appliance.settings import CHECKOUT
+
+MIB, GIB = 1 << 20, 1 << 30
+ATTENTION = ("attn_q", "attn_k", "attn_v", "attn_output")
+LLAMA_2_7B = ModelShape(
+    hidden_size=4096,
+    num_hidden_layers=32,
+    num_attention_heads=32,
+    num_key_value_heads=32,
+    head_dim=128,
+    intermediate_size=11008,
+    vocab_size=32000,
+    tie_word_embeddings=False,
+)
+
+
+def shape(name: str) -> ModelShape:
+    return catalogue.load(CHECKOUT / "firmware_profiles")[name].shape
+
+
+def fitcheck(tokens: int) -> TrainingSetup:
+    """T4, rank 32 on the attention, AdamW and embeddings in 32 bits, all logits (Anassbzdd/fitcheck)."""
+    return TrainingSetup(
+        technique="qlora",
+        tokens=tokens,
+        r=32,
+        targets=ATTENTION,
+        double_quantization=False,
+        embedding_bytes=4,
+        residual_bytes=4,
+        adapter_bytes=8,
+        logits="full",
+    )
+
+
+# Anassbzdd/fitcheck, data/measurements/t4-qlora-2026-09-01.json: allocated MiB.
+FITCHECK = [
+    ("tinyllama-1.1b-chat", 2 * 512, 1847),
+    ("tinyllama-1.1b-chat", 2 * 1024, 2528),
+    ("tinyllama-1.1b-chat", 2 * 2048, 3897),
+    ("smollm2-1.7b-instruct", 4 * 1024, 5281),
+    ("qwen2.5-1.5b-instruct", 2 * 1024, 6823),
+]
+
+
+@pytest.mark.parametrize(("model", "tokens", "published_mib"), FITCHECK)
+def test_allocated_is_what_was_measured_on_a_t4(model, tokens, published_mib):
+    predicted = allocated_bytes(shape(model), fitcheck(tokens)) / MIB
+    assert predicted == pytest.approx(published_mib, rel=0.05)
+
+
+def test_allocated_is_what_torchtune_measured():
+    # meta-pytorch/torchtune, README: 4090, Llama 3.1 8B, rank 8, batch 2, 2048 tokens, chunked loss.
+    setup = TrainingSetup(technique="qlora", tokens=2 * 2048, r=8, adapter_bytes=4)
+    predicted = allocated_bytes(shape("llama-3.1-8b-instruct"), setup) / GIB
+    assert predicted == pytest.approx(7.4, rel=0.15)
+
+
+def test_parts_are_those_of_the_qlora_paper():
+    # arXiv:2305.14314, section 3: LLaMA 7B, batch 1, 512 tokens: 5048 MB base, 26 MB LoRA, 18 MB gradients
+    # of inputs a sequence with checkpointing.
+    setup = TrainingSetup(technique="qlora", tokens=512, r=1, targets=("attn_q", "attn_v"))
+    assert weight_bytes(LLAMA_2_7B, setup) / 1e6 == pytest.approx(5048, rel=0.25)
+    assert checkpoint_bytes(LLAMA_2_7B, setup) / 32 / 1e6 == pytest.approx(4.2, rel=0.01)
+
+
+# hiyouga/LLaMA-Factory, wiki "Performance comparison": A100, Llama 2 7B, rank 8: GB by length in thousands.
+LLAMA_FACTORY = [(1, 6), (2, 7), (4, 9), (8, 12), (16, 19), (32, 32)]
+
+
+def factory_gb(thousands: int) -> float:
+    setup = TrainingSetup(
+        technique="qlora",
+        tokens=thousands * 1024,
+        r=8,
+        residual_bytes=4,
+        adapter_bytes=8,
+        logits="fused",
+    )
+    return allocated_bytes(LLAMA_2_7B, setup) / 1e9
+
+
+def test_process_takes_a_constant_and_a_factor_more():
+    fitted, judged = LLAMA_FACTORY[::2], LLAMA_FACTORY[1::2]
+    factor, constant = straight_line([(factory_gb(length), total) for length, total in fitted])
+    assert 1.0 <= factor <= 1.35
+    for length, published in judged:
+        assert factor * factory_gb(length) + constant == pytest.approx(published, rel=0.15)
+
+
+def straight_line(points: list[tuple[float, float]]) -> tuple[float, float]:
+    """Slope and intercept of least squares."""
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    slope = sum((x - mean_x) * (y - mean_y) for x, y in points) / sum(
+        (x - mean_x) ** 2 for x, _ in points
+    )
+    return slope, mean_y - slope * mean_x
+
+
+def test_adapter_has_r_times_inputs_and_outputs():
+    small = shape("smollm2-135m-instruct")
+    # What PEFT counts for r=16 on all linear layers of this model.
+    setup = TrainingSetup(technique="qlora", tokens=1, r=16)
+    assert adapter_parameters(small, setup) == 4_884_480
+    assert adapter_parameters(small, TrainingSetup(technique="qlora", tokens=1, r=8)) == 2_442_240
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"tokens": 2048},
+        {"r": 64},
+        {"technique": "lora"},
+        {"embedding_bytes": 4},
+        {"residual_bytes": 4},
+        {"logits": "full"},
+        {"double_quantization": False},
+        {"optimizer_bytes": 9.0},
+    ],
+    ids=str,
+)
+def test_whatever_takes_more_is_counted(more):
+    setup = {"technique": "qlora", "tokens": 1024, "r": 16}
+    model = shape("qwen2.5-1.5b-instruct")
+    assert allocated_bytes(model, TrainingSetup(**{**setup, **more})) > allocated_bytes(
+        model, TrainingSetup(**setup)
+    )
