@@ -6,12 +6,10 @@ Imports neither torch nor llama_cpp; a test sees to that.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import os
-import resource
 import signal
-import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -29,7 +27,7 @@ from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
 from appliance import __version__, process, systemd
-from appliance.api import auth, errors, health, metrics
+from appliance.api import auth, errors, health, listening, metrics
 from appliance.api.appliance.catalog import ModelDetailsController
 from appliance.api.appliance.keys import KeysController
 from appliance.api.body_timeout import BodyTimeout
@@ -39,7 +37,6 @@ from appliance.api.openai.fine_tuning import FineTuningController
 from appliance.api.openai.model_list import ModelsController
 from appliance.engine import client as engine_client
 from appliance.engine.protocol import Finished, Message, Sampling
-from appliance.errors import ConfigurationError
 from appliance.hardware import selection
 from appliance.hardware.profiles import HardwareProfile
 from appliance.jobs.runner import JobRunner
@@ -160,7 +157,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
 
 def _report(selected: selection.Selection) -> None:
     for problem in selected.device.nvml.problems:
-        logger.warning("a GPU cannot be used", extra={"problem": problem})
+        logger.warning("NVML reports a problem", extra={"problem": problem})
     level = logging.INFO if selected.known else logging.WARNING
     found = {"profile": selected.profile.name, "reason": selected.reason}
     logger.log(level, "hardware profile chosen", extra=found)
@@ -214,15 +211,13 @@ def _serve_once(router: ModelRouter) -> Callable[[str, Path], Awaitable[None]]:
 
 async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:
     """Run the daemon until SIGTERM or SIGINT."""
-    told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        # First of all: an end in the midst of starting must empty the lock file, too.
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    # Until the loop takes over: an end in the midst of starting must empty the lock file, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     create_state_dir(settings.state_dir)
     lock = lock_state_dir(settings.state_dir)
     try:
-        _check_address(settings)
-        _raise_file_limit()
+        listening.check_address(settings)
+        listening.raise_file_limit()
         app = create_app(settings, programs)
         server = Server(
             app,
@@ -238,16 +233,17 @@ async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:
             # Its own logging set-up would write plain text beside our JSON lines.
             log_enabled=False,
         )
-        await _serve_until_told(told, server, app, lock)
+        await _serve_until_told(server, app, lock)
     finally:
         # Somebody may kill what the file names, and the number may be another's by then.
         lock.truncate(0)
         lock.close()
 
 
-async def _serve_until_told(
-    told: asyncio.Event, server: Server, app: Litestar, lock: IO[str]
-) -> None:
+async def _serve_until_told(server: Server, app: Litestar, lock: IO[str]) -> None:
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
     serving, waiting = asyncio.create_task(server.serve()), asyncio.create_task(told.wait())
     await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
     if serving.done():
@@ -276,25 +272,3 @@ async def _drain(serving: asyncio.Task[None]) -> None:
     await serving
     # The check of a large upload goes on although its client has gone.
     await asyncio.get_running_loop().shutdown_default_executor()
-
-
-def _raise_file_limit() -> None:
-    """A connection is a file; the customary soft limit is no more than MAX_CONNECTIONS."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _check_address(settings: Settings) -> None:
-    """Refuse a port that is taken: granian would share it, and each of two daemons get some requests."""
-    try:
-        address = ipaddress.ip_address(settings.host)
-        with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((settings.host, settings.port))
-    except (OSError, ValueError) as exc:
-        raise ConfigurationError(
-            "cannot_listen",
-            f"host and port should be an IP address of this machine and a free port; "
-            f"{settings.host} port {settings.port}: {exc}",
-            next_step="give another --host or --port",
-        ) from exc

@@ -16,8 +16,7 @@ from typing import TypeVar
 
 import msgspec
 
-from appliance.errors import ApplianceError, CorruptState, OutOfDisk
-from appliance.fields import UNDECODABLE
+from appliance.errors import UNDECODABLE, ApplianceError, CorruptState, OutOfDisk
 
 T = TypeVar("T")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

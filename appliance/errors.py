@@ -19,6 +19,12 @@ Knows nothing of HTTP; `appliance.api.errors` alone gives each kind its status.
 
 from __future__ import annotations
 
+import msgspec
+
+# What msgspec raises for bytes that are not what they should be: not for their form alone, but for text that
+# is no UTF-8, and for nesting without end.
+UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+
 
 class ApplianceError(Exception):
     """Root of the tree.

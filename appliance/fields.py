@@ -1,4 +1,7 @@
-"""What comes from outside as fields of a struct: which errors say that it does not fit; all its faults."""
+"""Turns named values from outside into a struct's fields, finding every fault at once.
+
+msgspec alone stops at the first.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import msgspec
-
-# What msgspec raises for bytes that are not what they should be: not their form alone, but text that is no
-# UTF-8, and nesting without end.
-UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def convert(
@@ -22,8 +21,7 @@ def convert(
 ) -> tuple[dict[str, Any], list[str]]:
     """The values that suit `kind`'s fields, and a line for each that is unknown or of a wrong type.
 
-    Unlike msgspec's own, it does not stop at the first. `what` is what a field is called in those lines.
-    Fields that are missing are the caller's matter.
+    `what` is what a field is called in those lines. Fields that are missing are the caller's matter.
     """
     types = {field.name: field.type for field in msgspec.structs.fields(kind)}
     accepted, faults = {}, []

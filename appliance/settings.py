@@ -24,6 +24,8 @@ CONFIG_FILE_VARIABLE = "APPLIANCE_CONFIG"
 # Variables of ours that are none of the settings.
 NO_SETTINGS = (CONFIG_FILE_VARIABLE, "APPLIANCE_DEATH_FD", "APPLIANCE_TEST_")
 DEFAULT_CONFIG_FILE = Path("/etc/appliance/appliance.toml")
+# Where the operator may change single values of the hardware profile.
+OVERRIDE_FILE = Path("/etc/appliance/profile.toml")
 
 # Files beside the package in a checkout, and where the installer puts them otherwise.
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -59,7 +61,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     )
     profile_override_file: Annotated[
         Path, _help("TOML file with values that replace those of the hardware profile.")
-    ] = Path("/etc/appliance/profile.toml")
+    ] = OVERRIDE_FILE
     converter_dir: Annotated[
         Path, _help("llama.cpp tree with convert_hf_to_gguf.py, laid down by the installer.")
     ] = INSTALLED / "llama.cpp"

@@ -49,7 +49,7 @@ def state_dir(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(state_dir: Path) -> Settings:
-    return Settings(state_dir=state_dir)
+    return Settings(state_dir=state_dir, profile_override_file=Path(os.devnull))
 
 
 @pytest.fixture

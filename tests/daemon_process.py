@@ -92,6 +92,7 @@ class DaemonProcess:
             "APPLIANCE_STATE_DIR": str(self.state_dir),
             "APPLIANCE_PORT": str(self.port),
             "APPLIANCE_CONFIG": os.devnull,
+            "APPLIANCE_PROFILE_OVERRIDE_FILE": os.devnull,
         }
 
     # --- talk ---

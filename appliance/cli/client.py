@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -83,7 +84,8 @@ def connect(settings: Settings) -> Iterator[Client]:
                 "no_daemon",
                 f"a daemon should answer at {settings.url}; none does",
                 next_step="if it runs, give its --host and --port here, too; else start it: "
-                f"appliance serve --state-dir {settings.state_dir} --port {settings.port}",
+                f"appliance serve --state-dir {shlex.quote(str(settings.state_dir))} "
+                f"--host {settings.host} --port {settings.port}",
             ) from exc
         except httpx.TransportError as exc:
             raise ChildFailed(

@@ -6,7 +6,9 @@ and the daemon's start are done here.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shlex
 import signal
 import sys
 import textwrap
@@ -73,18 +75,18 @@ def demo(
     _step("1/5", f"Base model {STARTER_NAME}")
     _ensure_starter(settings, starter)
     _step("2/5", f"Daemon at {settings.url}, state in {settings.state_dir}")
-    pid = _ensure_daemon(settings)
+    _ensure_daemon(settings)
     try:
         result, scores = _run(settings, example, data, started_at)
     except BaseException:
         # A key press too: nothing may go on unseen.
-        _end(settings, pid, stop=exit_)
+        _end(settings, stop=exit_)
         raise
     if json_path != "-":
         _step("5/5", f"Done in {result.seconds:.0f} s")
         _print_tables(data, scores, result)
     output.show(result, json_path, "")
-    _end(settings, pid, stop=exit_)
+    _end(settings, stop=exit_)
     if not exit_:
         # Where the JSON goes to stdout, it goes there alone.
         console = output.error_console if json_path == "-" else output.console
@@ -103,12 +105,17 @@ def _run(
     return _result(job, scores, releases, time.monotonic() - started_at), scores
 
 
-def _end(settings: Settings, pid: int | None, *, stop: bool) -> None:
-    if stop:
-        _stop_daemon(settings, pid)
-    else:
-        command = f"{sys.prefix}/bin/appliance stop --state-dir {settings.state_dir}"
+def _end(settings: Settings, *, stop: bool) -> None:
+    if not stop:
+        command = shlex.join(
+            [f"{sys.prefix}/bin/appliance", "stop", "--state-dir", str(settings.state_dir)]
+        )
         _note(f"the daemon goes on; stop it with: {command}")
+        return
+    # One that has died is no reason to hide why the demo ends.
+    with contextlib.suppress(NotFound):
+        stop_daemon(settings)
+    _note("the daemon has stopped")
 
 
 def _step(number: str, text: str) -> None:
@@ -135,17 +142,27 @@ def _ensure_starter(settings: Settings, starter: Path) -> None:
     _note(f"{base.parameters:,} parameters, licence {base.licence}, from {base.source}")
 
 
-def _ensure_daemon(settings: Settings) -> int | None:
-    """Start a daemon unless ours runs already; returns the process id of a started one."""
+def _ensure_daemon(settings: Settings) -> None:
+    """Start a daemon unless ours runs already; one that does not come up is not left behind."""
     if _answers(settings):
         _note("it runs already")
-        return None
+        return
     log = settings.state_dir / "daemon.log"
     flags = [
         f"--{name.replace('_', '-')}={getattr(settings, name)}"
         for name in settings.__struct_fields__
     ]
     pid = process.start_detached([*process.python_child("appliance", "serve"), *flags], log)
+    try:
+        _wait_until_it_answers(settings, pid, log)
+    except BaseException:
+        if process.is_running(pid):
+            process.stop_detached(pid)
+        raise
+    _note(f"started as process {pid}, log in {log}")
+
+
+def _wait_until_it_answers(settings: Settings, pid: int, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not _answers(settings):
         if time.monotonic() > deadline or not process.is_running(pid):
@@ -156,8 +173,6 @@ def _ensure_daemon(settings: Settings) -> int | None:
                 next_step=f"see {log}",
             )
         time.sleep(0.2)
-    _note(f"started as process {pid}, log in {log}")
-    return pid
 
 
 def _answers(settings: Settings) -> bool:
@@ -268,14 +283,6 @@ print(client.chat.completions.create(**{body!r}).choices[0].message.content)""",
         highlight=False,
         soft_wrap=True,
     )
-
-
-def _stop_daemon(settings: Settings, pid: int | None) -> None:
-    if pid is None:
-        stop_daemon(settings)
-    else:
-        process.stop_detached(pid)
-    _note("the daemon has stopped")
 
 
 def _note(text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,8 +14,7 @@ from appliance.cli import output
 from appliance.cli.client import connect
 from appliance.cli.follow import follow_job
 from appliance.cli.options import CONNECTION, JsonPath, with_settings
-from appliance.errors import InvalidInput
-from appliance.fields import UNDECODABLE
+from appliance.errors import UNDECODABLE, InvalidInput
 from appliance.settings import Settings
 
 app = typer.Typer(help="Fine-tuning jobs.", no_args_is_help=True)
@@ -49,7 +49,7 @@ def create(
             raise InvalidInput(
                 "not_uploaded",
                 f"a file should be given by the id that it got when it was uploaded; {given} is a path",
-                next_step=f"appliance files upload {given}",
+                next_step=f"appliance files upload {shlex.quote(given)}",
             )
     body = _read_options(options) if options else {}
     named = {"validation_file": validation_file, "suffix": suffix}

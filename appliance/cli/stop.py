@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from appliance import process
 from appliance.cli import output
 from appliance.cli.options import with_settings
@@ -21,5 +23,10 @@ def stop_daemon(settings: Settings) -> None:
     """Raises NotFound if none runs, ChildFailed if it does not end."""
     pid = holder(settings.state_dir)
     if pid is None:
-        raise NotFound("no_daemon", f"a daemon should work on {settings.state_dir}; none does")
-    process.stop_detached(pid)
+        raise NotFound(
+            "no_daemon",
+            f"a daemon should work on {settings.state_dir}; none does",
+            next_step="see whether --state-dir is the one that it was started with",
+        )
+    with contextlib.suppress(ProcessLookupError):  # somebody else was faster
+        process.stop_detached(pid)

@@ -13,8 +13,7 @@ from typing import Annotated, Literal
 import msgspec
 from msgspec import Meta
 
-from appliance.errors import InvalidInput
-from appliance.fields import UNDECODABLE
+from appliance.errors import UNDECODABLE, InvalidInput
 
 # A line longer than this is no chat example, whatever it is.
 MAX_LINE_BYTES = 4 << 20

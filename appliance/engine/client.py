@@ -30,8 +30,7 @@ from appliance.engine.protocol import (
     Sampling,
     Working,
 )
-from appliance.errors import ApplianceError, ChildFailed, InvalidInput, TooLarge
-from appliance.fields import UNDECODABLE
+from appliance.errors import UNDECODABLE, ApplianceError, ChildFailed, InvalidInput, TooLarge
 
 logger = logging.getLogger(__name__)
 

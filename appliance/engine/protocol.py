@@ -190,12 +190,12 @@ def body_length(header: bytes) -> int:
 
 
 def decode_request(body: bytes) -> Request:
-    """A request from its body; raises msgspec.MsgspecError if it is none."""
+    """A request from its body; raises one of UNDECODABLE if it is none."""
     return _request_decoder.decode(body)
 
 
 def decode_reply(body: bytes) -> Reply:
-    """A reply from its body; raises msgspec.MsgspecError if it is none."""
+    """A reply from its body; raises one of UNDECODABLE if it is none."""
     return _reply_decoder.decode(body)
 
 

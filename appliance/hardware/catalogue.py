@@ -10,8 +10,7 @@ from pathlib import Path
 
 import msgspec
 
-from appliance.errors import ConfigurationError
-from appliance.fields import UNDECODABLE
+from appliance.errors import UNDECODABLE, ConfigurationError
 from appliance.hardware.fit import gguf_size
 from appliance.hardware.fit.shapes import ModelShape
 from appliance.hardware.profiles import HardwareProfile

@@ -52,7 +52,9 @@ def _meminfo(path: Path) -> dict[str, int]:
             found[name] = int(rest.split()[0]) * 1024
     if not {"MemTotal", "MemAvailable"} <= found.keys():
         raise ConfigurationError(
-            "no_memory_facts", f"{path} should give MemTotal and MemAvailable; it gives neither"
+            "no_memory_facts",
+            f"{path} should give MemTotal and MemAvailable; it gives {sorted(found)[:5]}",
+            next_step="see whether /proc is mounted",
         )
     return found
 

@@ -18,11 +18,12 @@ from appliance import fields
 from appliance.errors import ConfigurationError
 from appliance.hardware.device import Family
 from appliance.records import Quantization, Technique
+from appliance.settings import OVERRIDE_FILE
 
 Positive = Annotated[int, Meta(ge=1)]
 Billions = Annotated[float, Meta(gt=0)]
 # Which devices a profile names is its own alone.
-NOT_INHERITED = ("inherits", "gpu_names", "modules")
+OWN = ("gpu_names", "modules")
 # What a profile is; the operator's file must leave it alone.
 IDENTITY = ("name", "family", "gpu_names", "modules", "memory_gib")
 
@@ -73,8 +74,9 @@ def load_all(directory: Path) -> dict[str, HardwareProfile]:
     sources = {path.stem: _source(path, faults) for path in sorted(directory.glob("*.toml"))}
     found = {}
     for name, source in sources.items():
-        values = {"name": name, **_inherited(name, sources, faults)}
-        values |= {own: source[own] for own in ("gpu_names", "modules") if own in source}
+        if "name" in source:
+            faults.append(f"{name}.toml: name: a profile is called as its file is")
+        values = {**_inherited(name, sources, faults), "name": name}
         if (profile := _profile(values, f"{name}.toml", faults)) is not None:
             found[name] = profile
     if faults or not found:
@@ -82,22 +84,27 @@ def load_all(directory: Path) -> dict[str, HardwareProfile]:
             "invalid_profile",
             f"{directory} should hold hardware profiles; "
             + ("; ".join(faults) or "there is none in it"),
+            next_step="correct them, or give another --profile-dir; docs/profiles.md describes them",
         )
     return found
 
 
 def override(profile: HardwareProfile, path: Path) -> HardwareProfile:
-    """`profile` with the operator's values from `path`, if there is such a file."""
-    if not path.exists():
+    """`profile` with the operator's values from `path`; only the default file need not be there."""
+    if path == OVERRIDE_FILE and not path.exists():
         return profile
     faults: list[str] = []
     values = _source(path, faults)
     faults += [f"{name}: is the profile's own" for name in IDENTITY if name in values]
-    accepted, wrong = fields.convert(values, HardwareProfile, what="value of a profile")
+    whole = _merge(values, msgspec.to_builtins(profile))
+    accepted, wrong = fields.convert(
+        {name: whole[name] for name in values}, HardwareProfile, what="value of a profile"
+    )
     if faults or wrong:
         raise ConfigurationError(
             "invalid_profile",
             f"{path} should change values of a hardware profile, but: " + "; ".join(faults + wrong),
+            next_step="correct it; docs/profiles.md describes the values",
         )
     return msgspec.structs.replace(profile, **accepted)
 
@@ -114,16 +121,16 @@ def _inherited(
     name: str, sources: Mapping[str, dict[str, Any]], faults: list[str]
 ) -> dict[str, Any]:
     """The values of a profile and of all that it inherits from, its own first; tables are merged."""
-    merged: dict[str, Any] = {}
+    merged = {key: sources[name][key] for key in OWN if key in sources[name]}
     line = [name]
     while True:
         source = sources[line[-1]]
-        inheritable = {key: source[key] for key in source if key not in NOT_INHERITED}
+        inheritable = {key: source[key] for key in source if key not in (*OWN, "inherits")}
         merged = _merge(merged, inheritable)
         parent = source.get("inherits")
         if parent is None:
             return merged
-        if parent not in sources or parent in line:
+        if not isinstance(parent, str) or parent not in sources or parent in line:
             problem = "inherits itself" if parent in line else "does not exist"
             faults.append(f"{line[-1]}.toml: inherits: {parent!r} {problem}")
             return merged

@@ -1,7 +1,8 @@
 """Which profile this device gets, and why.
 
 By name where one is asked for; else the profile that names the device; else, of the profiles of its
-family, the largest that needs no more memory than was measured.
+family, the largest class of devices that needs no more memory than was measured. A profile of one device
+is never taken for another: its limits are that device's.
 """
 
 from __future__ import annotations
@@ -36,10 +37,18 @@ def select(settings: Settings, root: Path = ROOT) -> Selection:
     """Look at the device and choose; raises ConfigurationError for faulty or unknown profiles."""
     device = probe(settings.state_dir, root)
     available = profiles.load_all(settings.profile_dir)
-    profile, reason, known = choose(device, available, settings.profile)
+    chosen, reason, known = choose(device, available, settings.profile)
+    profile = profiles.override(chosen, settings.profile_override_file)
+    changed = [
+        name
+        for name in profile.__struct_fields__
+        if getattr(profile, name) != getattr(chosen, name)
+    ]
+    if changed:
+        reason += f"; {settings.profile_override_file} changes {', '.join(changed)}"
     return Selection(
         device=device,
-        profile=profiles.override(profile, settings.profile_override_file),
+        profile=profile,
         reason=reason,
         known=known,
         memory_bytes=device.memory_bytes,
@@ -55,6 +64,7 @@ def choose(
             raise ConfigurationError(
                 "unknown_profile",
                 f"profile should be auto or one of {', '.join(sorted(available))}; found {asked!r}",
+                next_step="choose one of these, or write it; docs/profiles.md says how",
             )
         return available[asked], "it was asked for by name", True
     fitting = [
@@ -66,14 +76,14 @@ def choose(
     named = [profile for profile in fitting if _names(profile, device)]
     if named:
         return _largest(named), f"it is made for {called}", True
-    if device.family == "cpu" and fitting:
-        return _largest(fitting), "there is no GPU that can be used", True
-    if fitting:
-        chosen = _largest(fitting)
+    classes = [profile for profile in fitting if not (profile.gpu_names or profile.modules)]
+    if device.family == "cpu" and classes:
+        return _largest(classes), "there is no GPU that can be used", True
+    if classes:
         return (
-            chosen,
-            f"no profile names {called}; of its family, this is the largest that needs no more than "
-            f"the {device.memory_bytes / GIB:.1f} GiB measured",
+            _largest(classes),
+            f"no profile that fits names {called}; of its family, this is the largest class that needs "
+            f"no more than the {device.memory_bytes / GIB:.1f} GiB measured",
             False,
         )
     raise ConfigurationError(

@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from appliance import durable
-from appliance.errors import ApplianceError, Busy, NotFound, WrongState
+from appliance.errors import ApplianceError, Busy, WrongState
 from appliance.jobs import specs, stages
 from appliance.records import (
     Job,
@@ -60,13 +60,17 @@ class JobRunner:
         self._woken = asyncio.Event()
         self._current: tuple[str, asyncio.Task[None]] | None = None
         self._queue: asyncio.Task[None] | None = None
+        self._stopped = False
 
     def start(self) -> None:
-        """Begin to work through the queue."""
+        """Begin to work through the queue, unless told to stop already."""
+        if self._stopped:
+            return
         self._queue = asyncio.create_task(self._run(), name="job queue")
 
     async def stop(self) -> None:
         """Stop; the children are gone when this returns, and the jobs wait for the next start."""
+        self._stopped = True
         if self._queue is not None:
             self._queue.cancel()
             await asyncio.wait({self._queue})
@@ -129,27 +133,26 @@ class JobRunner:
         """Wait for the end of a job; those that come meanwhile are told that they are queued."""
         while not task.done():
             self._woken.clear()
-            try:
-                await self._queue_arrivals(job_id)
-            except Exception:
-                # Each is looked at once more when its turn comes; the running job is not to suffer.
-                logger.exception("the files of waiting jobs cannot be checked now")
+            await self._queue_arrivals(job_id)
             woken = asyncio.create_task(self._woken.wait())
-            await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
-            woken.cancel()
+            try:
+                await asyncio.wait({task, woken}, return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                woken.cancel()
 
     async def _queue_arrivals(self, running_id: str) -> None:
-        unfinished = await asyncio.to_thread(self._store.jobs.unfinished)
-        for ahead, job in enumerate(unfinished):
-            if job.status is JobStatus.VALIDATING_FILES and job.id != running_id:
-                # Cancelled by now; or its files are gone, and it fails when its turn comes.
-                with contextlib.suppress(WrongState, NotFound):
-                    await self._validate(job, ahead)
-
-    async def _validate(self, job: Job, ahead: int) -> Job:
-        await asyncio.to_thread(specs.check_data, self._store, job)
-        behind = f" behind {ahead} other{'s' * (ahead > 1)}" if ahead else ""
-        return await self._move(job.id, JobStatus.QUEUED, f"Files validated, job queued{behind}")
+        try:
+            unfinished = await asyncio.to_thread(self._store.jobs.unfinished)
+            for ahead, job in enumerate(unfinished):
+                if job.status is JobStatus.VALIDATING_FILES and job.id != running_id:
+                    others = f"{ahead} other{'s' * (ahead > 1)}"
+                    with contextlib.suppress(WrongState):  # cancelled by now
+                        await self._move(
+                            job.id, JobStatus.QUEUED, f"Files validated, job queued behind {others}"
+                        )
+        except ApplianceError as exc:
+            # The running job is not to suffer; the others are queued when their turn comes.
+            logger.warning("waiting jobs cannot be queued now", extra={"code": exc.code})
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not ended; its processes are gone when this returns."""
@@ -176,8 +179,10 @@ class JobRunner:
 
     async def _through_all_stages(self, job_id: str) -> None:
         job = await asyncio.to_thread(self._store.jobs.get, job_id)
+        # It may have waited for hours since they were looked at.
+        await asyncio.to_thread(specs.check_data, self._store, job)
         if job.status is JobStatus.VALIDATING_FILES:
-            job = await self._validate(job, ahead=0)
+            job = await self._move(job_id, JobStatus.QUEUED, "Files validated, job queued")
         job = await self._move(job_id, JobStatus.RUNNING, "Fine-tuning job started")
         spec: msgspec.Struct = await asyncio.to_thread(
             specs.training, self._store, self._settings, job

@@ -14,8 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from appliance import batch, durable, process
-from appliance.errors import ApplianceError
-from appliance.fields import UNDECODABLE
+from appliance.errors import UNDECODABLE, ApplianceError
 from appliance.records import Progress
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from appliance.errors import InvalidInput
-from appliance.fields import UNDECODABLE
+from appliance.errors import UNDECODABLE, InvalidInput
 from appliance.prompts import ChatTemplate
 
 IGNORED_LABEL = -100

@@ -33,28 +33,28 @@ def _signals_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def stopped(monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[], None]) -> list[int | None]:
-    """The process ids of the daemons that were stopped, in a demo that is interrupted in training."""
-    stopped: list[int | None] = []
+def stopped(monkeypatch: pytest.MonkeyPatch, interrupt: Callable[[], None]) -> list[Path]:
+    """The state directories of the daemons that were stopped, in a demo that is interrupted in training."""
+    stopped: list[Path] = []
 
     monkeypatch.setattr(demo, "_ensure_starter", lambda *_: None)
-    monkeypatch.setattr(demo, "_ensure_daemon", lambda _: 4321)
+    monkeypatch.setattr(demo, "_ensure_daemon", lambda _: None)
     monkeypatch.setattr(demo, "_run", lambda *_: interrupt())
-    monkeypatch.setattr(demo, "_stop_daemon", lambda _, pid: stopped.append(pid))
+    monkeypatch.setattr(demo, "stop_daemon", lambda settings: stopped.append(settings.state_dir))
     return stopped
 
 
 @pytest.mark.parametrize("interrupt", [press_key, terminate])
-@pytest.mark.parametrize(("exit_", "expected"), [(True, [4321]), (False, [])])
+@pytest.mark.parametrize(("exit_", "expected"), [(True, 1), (False, 0)])
 def test_interrupted_demo_stops_its_daemon_or_says_that_it_goes_on(
     settings: Settings,
-    stopped: list[int | None],
+    stopped: list[Path],
     capsys: pytest.CaptureFixture[str],
     exit_: bool,
-    expected: list[int],
+    expected: int,
 ) -> None:
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         run_demo(settings, EXAMPLE, Path("no starter"), exit_, None)
-    assert stopped == expected
+    assert stopped == [settings.state_dir] * expected
     told = "the daemon goes on" in capsys.readouterr().err
     assert told != exit_

@@ -133,7 +133,7 @@ def test_listing_is_not_wrapped_on_a_narrow_terminal(told, call, train_file, ver
 def test_refusal_without_a_daemon_names_the_whole_command(call, shared_daemon):
     state_dir = shared_daemon.connection()["APPLIANCE_STATE_DIR"]
     told = refused(call("models", "list", "--port", "1"))
-    assert told.endswith(f"appliance serve --state-dir {state_dir} --port 1")
+    assert told.endswith(f"appliance serve --state-dir {state_dir} --host 127.0.0.1 --port 1")
 
 
 def test_question_is_answered(told, call):

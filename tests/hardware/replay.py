@@ -99,7 +99,9 @@ def profile_of_recorded(path: Path) -> Any:
         return profile(read(path), Path(directory))
 
 
-def run_profile(directory: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_profile(
+    directory: Path, *arguments: str, **environment: str
+) -> subprocess.CompletedProcess[str]:
     """`appliance profile` on the device whose files lie in `directory`."""
     return subprocess.run(
         [
@@ -121,7 +123,8 @@ def run_profile(directory: Path, *arguments: str) -> subprocess.CompletedProcess
             "LD_LIBRARY_PATH": str(library_directory()),
             "APPLIANCE_STATE_DIR": str(directory / "state"),
             "APPLIANCE_CONFIG": os.devnull,
-            "APPLIANCE_PROFILE_OVERRIDE_FILE": str(directory / "none.toml"),
+            "APPLIANCE_PROFILE_OVERRIDE_FILE": os.devnull,
+            **environment,
         },
     )
 

@@ -64,6 +64,17 @@ def test_mig_without_instances_is_a_problem(tmp_path):
     assert "no instance" in found["device"]["nvml"]["problems"][0]
 
 
+def test_operators_values_reach_the_profile_and_are_named(tmp_path):
+    changes = tmp_path / "mine.toml"
+    changes.write_text("n_ctx = 2048")
+    recorded = {"nvml": {"driver": "1", "cuda": 13000, "gpu": [GPU]}, "host": HOST}
+    replay.profile(recorded, tmp_path)
+    done = replay.run_profile(tmp_path, "--json", "-", APPLIANCE_PROFILE_OVERRIDE_FILE=str(changes))
+    found = json.loads(done.stdout)
+    assert found["profile"]["n_ctx"] == 2048
+    assert found["reason"].endswith(f"; {changes} changes n_ctx")
+
+
 def test_largest_of_several_gpus_is_chosen(tmp_path):
     small = {**GPU, "name": "NVIDIA GeForce RTX 3080", "memory_total": 10 << 30}
     assert told(tmp_path, small, GPU)["profile"]["name"] == "rtx-4090"

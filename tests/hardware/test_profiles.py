@@ -33,7 +33,7 @@ def refused(load, **files: str) -> str:
 
 def test_every_shipped_profile_is_whole():
     found = profiles.load_all(SHIPPED)
-    assert len(found) == len(list(SHIPPED.glob("*.toml"))) == 24
+    assert len(found) == len(list(SHIPPED.glob("*.toml"))) == 29
     assert {each.family for each in found.values()} == {"discrete", "unified", "cpu"}
     named = [name for each in found.values() for name in (*each.gpu_names, *each.modules)]
     assert len(named) == len(set(named))
@@ -76,6 +76,7 @@ def test_all_faults_of_all_files_are_told_at_once(load):
         c="not toml",
         d='inherits = "e"',
         e='inherits = "d"',
+        f='inherits = ["family"]\nname = "g"',
     )
     for words in (
         "a.toml: slots: ",
@@ -85,6 +86,8 @@ def test_all_faults_of_all_files_are_told_at_once(load):
         "b.toml: technique is missing",
         "c.toml: ",
         "inherits itself",
+        "f.toml: inherits: ['family'] does not exist",
+        "f.toml: name: a profile is called as its file is",
     ):
         assert words in told
 
@@ -96,11 +99,25 @@ def test_directory_without_profiles_is_refused(load):
 def test_operator_changes_single_values(load, tmp_path):
     profile = load(family=FAMILY)["family"]
     path = tmp_path / "override"
+    path.write_text("")
     assert profiles.override(profile, path) == profile
-    path.write_text("n_ctx = 123\nthermal_limit_celsius = 70")
+    path.write_text("n_ctx = 123\nthermal_limit_celsius = 70\nbase_sizes.qlora.max_billions = 9")
     changed = profiles.override(profile, path)
     assert (changed.n_ctx, changed.thermal_limit_celsius) == (123, 70)
     assert changed.slots == profile.slots
+    sizes, before = changed.base_sizes, profile.base_sizes
+    assert sizes["qlora"].max_billions == 9
+    assert sizes["qlora"].default_billions == before["qlora"].default_billions
+    assert sizes["lora"] == before["lora"]
+
+
+def test_operators_file_is_only_optional_at_its_usual_place(load, tmp_path, monkeypatch):
+    profile = load(family=FAMILY)["family"]
+    missing = tmp_path / "missing.toml"
+    with pytest.raises(ConfigurationError, match=r"missing\.toml"):
+        profiles.override(profile, missing)
+    monkeypatch.setattr(profiles, "OVERRIDE_FILE", missing)
+    assert profiles.override(profile, missing) == profile
 
 
 def test_operators_faults_are_told_at_once(load, tmp_path):

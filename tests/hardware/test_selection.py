@@ -46,7 +46,7 @@ def test_unknown_name_is_refused_with_the_known_ones():
 
 @pytest.mark.parametrize(
     ("gib", "expected"),
-    [(4, "gpu"), (8, "gpu-8gb"), (20, "gpu-16gb"), (47, "a100-40gb"), (1000, "h200")],
+    [(4, "gpu"), (8, "gpu-8gb"), (20, "gpu-16gb"), (47, "gpu-40gb"), (1000, "gpu-80gb")],
 )
 def test_unknown_gpu_gets_the_largest_profile_that_needs_no_more(gib, expected):
     profile, reason, known = selection.choose(device(gpu(gib)), AVAILABLE, "auto")
@@ -56,7 +56,25 @@ def test_unknown_gpu_gets_the_largest_profile_that_needs_no_more(gib, expected):
 
 def test_unknown_gpu_without_memory_of_its_own_goes_by_the_hosts():
     profile, _, known = selection.choose(device(gpu(None)), AVAILABLE, "auto")
-    assert (profile.name, known) == ("orin-nx-16gb", False)
+    assert (profile.name, known) == ("unified-16gb", False)
+
+
+def test_device_named_by_a_profile_that_wants_more_memory_is_told_so():
+    named = gpu(8, "NVIDIA GeForce RTX 3060")
+    profile, reason, known = selection.choose(device(named), AVAILABLE, "auto")
+    assert (profile.name, known) == ("gpu-8gb", False)
+    assert reason.startswith("no profile that fits names NVIDIA GeForce RTX 3060")
+
+
+@pytest.mark.parametrize("family", ["discrete", "unified", "cpu"])
+def test_limits_of_one_device_are_never_anothers(family):
+    classes = [
+        each
+        for each in AVAILABLE.values()
+        if each.family == family and not (each.gpu_names or each.modules)
+    ]
+    assert classes
+    assert all(each.thermal_limit_celsius is None for each in classes)
 
 
 def test_gpu_too_small_for_every_profile_is_refused():

@@ -117,7 +117,9 @@ def test_waiting_job_whose_data_is_gone_fails_when_its_turn_comes(shared_daemon)
     after = shared_daemon.create_job()
     shared_daemon.wait_for_job(after["id"], "queued")
     ok(shared_daemon.http.post(f"/v1/fine_tuning/jobs/{running['id']}/cancel"))
-    assert shared_daemon.wait_for_job(lost["id"], "failed")["status"] == "failed"
+    failed = shared_daemon.wait_for_job(lost["id"], "failed")
+    assert failed["error"]["code"] == "file_not_found"
+    assert failed["error"]["param"] == "training_file"
     shared_daemon.wait_for_job(after["id"], "succeeded")
 
 

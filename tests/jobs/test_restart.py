@@ -169,6 +169,7 @@ def test_stop_waits_for_no_check_of_an_upload_whose_client_has_gone(daemon_with)
         )
     # The check takes more than a minute, and `stop` waits for half of one.
     assert daemon.stop() == 0
+    assert "what clients keep open is cut" in daemon.log.read_text()
     assert (daemon.state_dir / "daemon.lock").read_text() == ""
 
 
@@ -178,13 +179,15 @@ def test_end_in_the_midst_of_starting_leaves_no_process_id(daemon):
     started = subprocess.Popen(
         [sys.executable, "-m", *daemon.module],
         env=daemon.environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
         cwd=daemon.state_dir.parent,
     )
     wait_for(lambda: lock.read_text() == str(started.pid), "the process id")
     started.terminate()
-    assert started.wait(timeout=30) == 0
+    told, _ = started.communicate(timeout=30)
+    assert started.returncode == 0
+    assert b'"ready"' not in told
     assert lock.read_text() == ""
 
 
