@@ -11,10 +11,12 @@ import typer
 
 from appliance.cli import output
 from appliance.cli.options import JsonPath, with_settings
+from appliance.hardware import telemetry
 from appliance.hardware.device import Device
 from appliance.hardware.probe import ROOT
 from appliance.hardware.profiles import HardwareProfile
 from appliance.hardware.selection import GIB, select
+from appliance.hardware.telemetry import Reading
 from appliance.settings import Settings
 
 
@@ -27,14 +29,16 @@ def profile(
     json_path: JsonPath = None,
 ) -> None:
     """Show the device, its profile, and why it is that one."""
-    selected = select(settings, root)
+    selected, now = select(settings, root), telemetry.read(root)
     rows = [
         *_facts(selected.device),
+        *((f"{reading.name} now", _measured(reading)) for reading in now),
         ("profile", f"{selected.profile.name}: {selected.profile.description}"),
         ("reason", selected.reason),
         *_values(selected.profile),
     ]
-    output.show(selected, json_path, output.table("Hardware", ("fact", "found"), rows))
+    found = {**msgspec.to_builtins(selected), "now": now}
+    output.show(found, json_path, output.table("Hardware", ("fact", "found"), rows))
 
 
 def _facts(device: Device) -> Iterator[tuple[str, str]]:
@@ -66,6 +70,19 @@ def _facts(device: Device) -> Iterator[tuple[str, str]]:
             f"{board.model}: {board.chip}, module {board.module or 'not told'}, "
             f"L4T {board.l4t or 'not told'}, JetPack {board.jetpack or 'not told'}",
         )
+
+
+def _measured(reading: Reading) -> str:
+    used = reading.memory_used_bytes
+    told = (
+        (reading.utilization_percent, "{:g} % busy"),
+        (None if used is None else used / GIB, "{:.1f} GiB in use"),
+        (reading.temperature_celsius, "{:g} °C"),
+        (reading.power_watts, "{:.1f} W"),
+        (reading.sm_clock_mhz, "{} MHz"),
+        (", ".join(reading.throttled_by) or None, "slowed down by {}"),
+    )
+    return ", ".join(form.format(value) for value, form in told if value is not None) or "not told"
 
 
 def _values(profile: HardwareProfile) -> Iterator[tuple[str, str]]:

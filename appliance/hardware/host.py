@@ -9,6 +9,7 @@ from pathlib import Path
 
 from appliance.errors import ConfigurationError
 from appliance.hardware.device import Host
+from appliance.hardware.files import number, text
 
 # What decides how fast matrices are multiplied; Linux's own names (x86: flags, ARM: Features).
 FEATURES = (
@@ -46,7 +47,7 @@ def read(root: Path) -> Host:
 def _meminfo(path: Path) -> dict[str, int]:
     """Bytes by name; the file gives kibibytes."""
     found = {}
-    for line in _text(path).splitlines():
+    for line in text(path).splitlines():
         name, _, rest = line.partition(":")
         if rest.strip().endswith(" kB"):
             found[name] = int(rest.split()[0]) * 1024
@@ -60,7 +61,7 @@ def _meminfo(path: Path) -> dict[str, int]:
 
 
 def _features(path: Path) -> tuple[str, ...]:
-    for line in _text(path).splitlines():
+    for line in text(path).splitlines():
         name, _, rest = line.partition(":")
         if name.strip() in ("flags", "Features"):
             words = set(rest.split())
@@ -69,23 +70,23 @@ def _features(path: Path) -> tuple[str, ...]:
 
 
 def _machine(root: Path) -> str:
-    return platform.machine() if root == Path("/") else _text(root / "proc/sys/kernel/arch").strip()
+    return platform.machine() if root == Path("/") else text(root / "proc/sys/kernel/arch").strip()
 
 
 def _cpu_count(root: Path) -> int:
     if root == Path("/"):
         return len(os.sched_getaffinity(0))
-    lines = _text(root / "proc/cpuinfo").splitlines()
+    lines = text(root / "proc/cpuinfo").splitlines()
     return max(1, sum(line.startswith("processor") for line in lines))
 
 
 def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
     """(limit, in use) of every control group around this process; page cache is not in use."""
     for group in _groups(root, ""):
-        if (limit := _number(group / "memory.max")) is not None:
+        if (limit := number(group / "memory.max")) is not None:
             yield limit, _in_use(group / "memory.current", group / "memory.stat", "inactive_file")
     for group in _groups(root, "memory"):
-        if (limit := _number(group / "memory.limit_in_bytes")) is not None:
+        if (limit := number(group / "memory.limit_in_bytes")) is not None:
             usage = group / "memory.usage_in_bytes"
             yield limit, _in_use(usage, group / "memory.stat", "total_inactive_file")
 
@@ -93,21 +94,21 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
 def _in_use(usage: Path, statistics: Path, page_cache: str) -> int:
     cached = [
         int(line.split()[1])
-        for line in _text(statistics).splitlines()
+        for line in text(statistics).splitlines()
         if line.startswith(f"{page_cache} ")
     ]
-    return (_number(usage) or 0) - sum(cached)
+    return (number(usage) or 0) - sum(cached)
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
     for group in _groups(root, ""):
-        quota, _, period = _text(group / "cpu.max").partition(" ")
+        quota, _, period = text(group / "cpu.max").partition(" ")
         if quota.isdecimal() and period.strip().isdecimal():
             yield int(quota) / int(period)
     for group in _groups(root, "cpu"):
         quota_us, period_us = (
-            _number(group / "cpu.cfs_quota_us"),
-            _number(group / "cpu.cfs_period_us"),
+            number(group / "cpu.cfs_quota_us"),
+            number(group / "cpu.cfs_period_us"),
         )
         if quota_us and period_us:
             yield quota_us / period_us
@@ -118,23 +119,10 @@ def _groups(root: Path, controller: str) -> list[Path]:
 
     In a container the path may name groups outside of what is mounted; those do not exist here.
     """
-    for line in _text(root / "proc/self/cgroup").splitlines():
+    for line in text(root / "proc/self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
         if controller in controllers.split(","):
             mount = root / _CGROUPS / controllers
             own = mount / path.strip("/")
             return [each for each in (own, *own.parents) if each.is_relative_to(mount)]
     return []
-
-
-def _number(path: Path) -> int | None:
-    """The number in a file; None for "max", for -1, and where there is no such file."""
-    text = _text(path).strip()
-    return int(text) if text.isdecimal() else None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says. The only module that asks it.
+"""What GPUs NVIDIA's management library knows of.
 
 Every question is asked on its own: Tegra's library answers some with NOT_SUPPORTED, and others with
 success and zeros. Neither is a fault there: such a GPU has no memory of its own.
@@ -28,11 +28,24 @@ _NO_DRIVER = frozenset({pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_D
 def read() -> Nvml:
     """Ask about every GPU; without a driver there are none, and that is no problem."""
     try:
+        with session() as available:
+            return _Reading().all() if available else Nvml()
+    except pynvml.NVMLError as exc:
+        return Nvml(problems=(f"NVML: {exc}",))
+
+
+@contextlib.contextmanager
+def session() -> Iterator[bool]:
+    """NVML, initialized while the block runs; False without a driver. Raises NVMLError if that fails."""
+    try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as exc:
-        return Nvml() if exc.value in _NO_DRIVER else Nvml(problems=(f"NVML: {exc}",))
+        if exc.value not in _NO_DRIVER:
+            raise
+        yield False
+        return
     try:
-        return _Reading().all()
+        yield True
     finally:
         with contextlib.suppress(pynvml.NVMLError):
             pynvml.nvmlShutdown()
