@@ -43,7 +43,7 @@ def test_torn_line_is_passed_over(tmp_path):
     [
         b'{"key": "\xff", "message": "m"}',
         b'{"key": "k", "message": "\xc3{"}',
-        b'{"key": "k", "message": "m", "data": {"a": ' + b"[" * 5000 + b"]" * 5000 + b"}}",
+        b'{"key": "k", "message": "m", "data": {"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}}",
     ],
     ids=["key", "message", "nesting"],
 )
