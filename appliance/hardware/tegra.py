@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 from appliance.hardware.device import Tegra
+from appliance.hardware.files import text
 
 _RELEASE = re.compile(r"#\s*R(\d+)\s*\(release\),\s*REVISION:\s*([\d.]+)")
 _MODULE = re.compile(r"nvidia,(?:.*\+)?(p\d{4}-\d{4})")
@@ -45,22 +46,15 @@ def read(root: Path) -> Tegra | None:
 
 def _strings(path: Path) -> list[str]:
     """The NUL-terminated strings of a device tree's property; none if it is not there."""
-    try:
-        raw = path.read_bytes()
-    except OSError:
-        return []
-    return [part for part in raw.decode("utf-8", errors="replace").split("\0") if part]
+    return [part for part in text(path).split("\0") if part]
 
 
 def _first(pattern: re.Pattern[str], texts: list[str]) -> str | None:
-    return next((found[1] for text in texts if (found := pattern.fullmatch(text))), None)
+    return next((found[1] for each in texts if (found := pattern.fullmatch(each))), None)
 
 
 def _l4t(path: Path) -> str | None:
-    try:
-        found = _RELEASE.match(path.read_text(encoding="utf-8", errors="replace"))
-    except OSError:
-        return None
+    found = _RELEASE.match(text(path))
     return f"{found[1]}.{found[2]}" if found else None
 
 

@@ -58,9 +58,8 @@ def tensor_bytes(shape: ModelShape, mix: str) -> Iterator[int]:
 
 def _sizes(shape: ModelShape, mix: str) -> Iterator[int]:
     yield from (4 * length for length in shape.vectors)
-    # Also that of the embeddings, where they are the output head, too.
-    output = _embedding_bytes(shape, "F16" if mix == "F16" else "Q8_0" if mix == "Q8_0" else "Q6_K")
-    yield output
+    # The output head, which may be the embeddings, too.
+    yield _embedding_bytes(shape, mix if mix in ("F16", "Q8_0") else "Q6_K")
     if not shape.tie_word_embeddings:
         yield _embedding_bytes(shape, _DEFAULT[mix])
     for layer in range(shape.num_hidden_layers):

@@ -1,9 +1,8 @@
 """Peak memory of a training on a GPU, as the allocator counts it: what PyTorch calls allocated.
 
-The terms are those of a transformer trained with activation checkpoints; the constants that follow from no
-formula were fitted on one half of the published measurements and judged on the other
-(tests/hardware/fit/test_training_memory.py). **Not tried on a GPU here.** CPUs are another matter: their
-allocator and kernels keep other things.
+The terms are those of a transformer trained with activation checkpoints, and no constant of them was fitted;
+tests/hardware/fit/test_training_memory.py holds them against published measurements. **Not tried on a GPU
+here.** CPUs are another matter: their allocator and kernels keep other things.
 """
 
 from __future__ import annotations

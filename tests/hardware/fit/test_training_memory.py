@@ -78,8 +78,9 @@ def test_allocated_is_what_torchtune_measured():
 def test_parts_are_those_of_the_qlora_paper():
     # arXiv:2305.14314, section 3: LLaMA 7B, batch 1, 512 tokens: 5048 MB base, 26 MB LoRA, 18 MB gradients
     # of inputs a sequence with checkpointing.
-    setup = TrainingSetup(technique="qlora", tokens=512, r=1, targets=("attn_q", "attn_v"))
-    assert weight_bytes(LLAMA_2_7B, setup) / 1e6 == pytest.approx(5048, rel=0.25)
+    # Its code prepares the model with PEFT, which makes the embeddings 32 bits wide.
+    setup = TrainingSetup(technique="qlora", tokens=512, r=1, embedding_bytes=4)
+    assert weight_bytes(LLAMA_2_7B, setup) / 1e6 == pytest.approx(5048, rel=0.15)
     assert checkpoint_bytes(LLAMA_2_7B, setup) / 32 / 1e6 == pytest.approx(4.2, rel=0.01)
 
 
