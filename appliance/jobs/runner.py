@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 
 from appliance import durable
-from appliance.errors import ApplianceError, Busy, WrongState
+from appliance.errors import ApplianceError, Busy, NotFound, WrongState
 from appliance.jobs import specs, stages
 from appliance.records import (
     Job,
@@ -145,14 +145,17 @@ class JobRunner:
             unfinished = await asyncio.to_thread(self._store.jobs.unfinished)
             for ahead, job in enumerate(unfinished):
                 if job.status is JobStatus.VALIDATING_FILES and job.id != running_id:
-                    others = f"{ahead} other{'s' * (ahead > 1)}"
-                    with contextlib.suppress(WrongState):  # cancelled by now
-                        await self._move(
-                            job.id, JobStatus.QUEUED, f"Files validated, job queued behind {others}"
-                        )
-        except ApplianceError as exc:
+                    # Cancelled by now; or its data is gone, and it fails when its turn comes.
+                    with contextlib.suppress(WrongState, NotFound):
+                        await self._queue_behind(job, ahead)
+        except (ApplianceError, OSError) as exc:
             # The running job is not to suffer; the others are queued when their turn comes.
-            logger.warning("waiting jobs cannot be queued now", extra={"code": exc.code})
+            logger.warning("waiting jobs cannot be queued now", extra={"reason": str(exc)})
+
+    async def _queue_behind(self, job: Job, ahead: int) -> None:
+        await asyncio.to_thread(specs.check_data, self._store, job)
+        others = f"{ahead} other{'s' * (ahead > 1)}"
+        await self._move(job.id, JobStatus.QUEUED, f"Files validated, job queued behind {others}")
 
     async def cancel(self, job_id: str) -> Job:
         """Cancel a job that has not ended; its processes are gone when this returns."""

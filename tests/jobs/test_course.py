@@ -8,6 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from appliance.hardware import profiles
+from appliance.jobs.create import create
+from appliance.jobs.request import FineTuningRequest
+from appliance.settings import CHECKOUT
+from appliance.store.store import Store
 from tests.daemon_process import BASE, error_of, group_members, ok, rows, wait_for
 
 
@@ -121,6 +126,27 @@ def test_waiting_job_whose_data_is_gone_fails_when_its_turn_comes(shared_daemon)
     assert failed["error"]["code"] == "file_not_found"
     assert failed["error"]["param"] == "training_file"
     shared_daemon.wait_for_job(after["id"], "succeeded")
+
+
+def test_waiting_job_without_data_holds_up_neither_the_running_one_nor_those_behind(daemon):
+    files = [daemon.upload(rows(behaviour)) for behaviour in ("hang", "", "")]
+    daemon.stop()
+    profile = profiles.load_all(CHECKOUT / "firmware_profiles")["cpu"]
+    store = Store(daemon.state_dir)
+    running, lost, behind = (
+        create(store, profile, FineTuningRequest(model=BASE, training_file=file["id"])).id
+        for file in files
+    )
+    store.close()
+    (daemon.state_dir / "jobs" / lost / "data" / "train.jsonl").unlink()
+    daemon.start()
+    daemon.wait_for_event(running, "hanging as")
+    daemon.wait_for_job(behind, "queued")
+    assert daemon.events(behind)[-1]["message"] == "Files validated, job queued behind 2 others"
+    assert daemon.job(lost)["status"] == "validating_files"
+    ok(daemon.http.post(f"/v1/fine_tuning/jobs/{running}/cancel"))
+    assert daemon.wait_for_job(lost, "failed")["error"]["code"] == "file_not_found"
+    daemon.wait_for_job(behind, "succeeded")
 
 
 def test_jobs_run_one_after_another_in_their_order(shared_daemon):
