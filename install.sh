@@ -82,6 +82,9 @@ install_system_packages() {
   command -v c++ >/dev/null || missing+=(g++)
   command -v make >/dev/null || missing+=(make)
   choose_python >/dev/null || missing+=(python3 python3-venv)
+  # The allocator of the training child, asked for as the child does.
+  "$(choose_python || echo false)" -c 'import ctypes; ctypes.CDLL("libtcmalloc_minimal.so.4")' 2>/dev/null ||
+    missing+=(libtcmalloc-minimal4)
   [ ${#missing[@]} -eq 0 ] && return
   command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] ||
     die "needs ${missing[*]}: install them, for example: apt-get install ${missing[*]}"

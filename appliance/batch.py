@@ -1,4 +1,4 @@
-"""The directory contract between the daemon and a batch child, seen from the child.
+"""The directory contract between the daemon and a batch child.
 
 `spec.json` goes in; `metrics.jsonl` grows; `result.json` is written last, by rename, so that its
 existence means complete. A child that cannot go on writes `error.json` and exits with status 1.
@@ -7,6 +7,7 @@ Any stage can be run by hand (`python -m appliance.training DIRECTORY`) and run 
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import sys
@@ -74,9 +75,12 @@ def run(main: Callable[[Path, Reporter], object]) -> None:
         if (directory / RESULT).exists():
             return
         (directory / ERROR).unlink(missing_ok=True)
+        reporter = Reporter(directory)
         try:
             with durable.full_disk_as_error():
-                result = main(directory, Reporter(directory))
+                # Tied to its parent by now, it may be paused.
+                reporter.alive()
+                result = main(directory, reporter)
         except ApplianceError as exc:
             failure = Failure(
                 code=exc.code, message=exc.message, param=exc.param, next_step=exc.next_step
@@ -99,6 +103,20 @@ def failure_of(directory: Path, child: process.Child) -> ChildFailed:
         f"{child.name} should end with a result, but: {child.describe_death()}",
         next_step="see the daemon's log; the job can be created again",
     )
+
+
+def file_progress(*paths: Path) -> Callable[[], object]:
+    """A progress function: sizes and times of change of some files."""
+
+    def probe() -> object:
+        stats = []
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                status = path.stat()
+                stats.append((status.st_size, status.st_mtime_ns))
+        return stats
+
+    return probe
 
 
 def _lock(fd: int, directory: Path) -> None:

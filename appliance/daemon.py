@@ -10,10 +10,11 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from datetime import UTC
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -29,6 +30,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 from appliance import __version__, process, systemd
 from appliance.api import auth, errors, health, listening, metrics
 from appliance.api.appliance.catalog import ModelDetailsController
+from appliance.api.appliance.hardware import HardwareController
 from appliance.api.appliance.keys import KeysController
 from appliance.api.body_timeout import BodyTimeout
 from appliance.api.openai.chat import ChatController
@@ -36,11 +38,16 @@ from appliance.api.openai.files import FilesController
 from appliance.api.openai.fine_tuning import FineTuningController
 from appliance.api.openai.model_list import ModelsController
 from appliance.engine import client as engine_client
-from appliance.engine.protocol import Finished, Message, Sampling
 from appliance.hardware import selection
+from appliance.hardware.lease import DIRECTORY, Ledger, grant
 from appliance.hardware.profiles import HardwareProfile
+from appliance.hardware.sensors import Sensors
+from appliance.jobs.course import Course
+from appliance.jobs.memory import Serving
 from appliance.jobs.runner import JobRunner
 from appliance.records import Programs
+from appliance.serving.first_answer import answer_once
+from appliance.serving.memory import serving_bytes
 from appliance.serving.names import gguf_path
 from appliance.serving.router import Router as ModelRouter
 from appliance.settings import Settings
@@ -58,6 +65,12 @@ MAX_CONNECTIONS = 1024
 DRAIN_SECONDS = 5
 IDLE_POLL_SECONDS = 10
 
+OPENAPI = OpenAPIConfig(
+    title="Fine-tuning appliance",
+    version=__version__,
+    # The others are pages that load from a public network.
+    render_plugins=[JsonRenderPlugin()],
+)
 PROGRAMS = Programs(
     base_import=tuple(process.python_child("appliance.basemodels")),
     training=tuple(process.python_child("appliance.training")),
@@ -69,14 +82,27 @@ PROGRAMS = Programs(
 def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     """Build the application; its lifespan starts and stops everything else."""
     selected = selection.select(settings)
-    profile = selected.profile
+    selection.show_only_the_gpu(selected.device)
+    profile, sensors = selected.profile, Sensors()
     store = Store(settings.state_dir)
     store.keys.ensure_admin(settings.admin_key_file)
     store.files.delete_unused_blobs()
-    router = _model_router(settings, profile, store, programs)
-    runner = JobRunner(store, settings, programs, serve=_serve_once(router), withdraw=router.unload)
+    ledger = Ledger(settings.state_dir / DIRECTORY, selected.machine.device_bytes)
+    router = _model_router(settings, profile, store, programs, ledger)
+    course = Course(
+        store=store,
+        settings=settings,
+        programs=programs,
+        ledger=ledger,
+        serving=Serving(
+            partial(answer_once, router), router.unload, router.make_way, router.restore
+        ),
+        sensors=sensors,
+        thermal_limit_celsius=profile.thermal_limit_celsius,
+    )
+    runner = JobRunner(store, course.run)
     counters = metrics.Metrics(
-        jobs_by_status=store.jobs.count_by_status, loaded_models=router.loaded
+        jobs_by_status=store.jobs.count_by_status, router=router, ledger=ledger
     )
 
     async def stop_work() -> None:
@@ -119,6 +145,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
             ChatController,
             KeysController,
             ModelDetailsController,
+            HardwareController,
             health.healthz,
             health.readyz,
             metrics.get_metrics,
@@ -131,6 +158,10 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
                 "store": store,
                 "settings": settings,
                 "profile": profile,
+                "machine": selected.machine,
+                "ledger": ledger,
+                "selected": selected,
+                "sensors": sensors,
                 "router": router,
                 "runner": runner,
                 "metrics": counters,
@@ -142,12 +173,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         ],
         lifespan=[lifespan],
         request_max_body_size=settings.max_request_bytes,
-        openapi_config=OpenAPIConfig(
-            title="Fine-tuning appliance",
-            version=__version__,
-            # The others are pages that load from a public network.
-            render_plugins=[JsonRenderPlugin()],
-        ),
+        openapi_config=OPENAPI,
         logging_config=None,
     )
     app.state.store = store
@@ -171,20 +197,28 @@ def _provide(value: object) -> Provide:
 
 
 def _model_router(
-    settings: Settings, profile: HardwareProfile, store: Store, programs: Programs
+    settings: Settings,
+    profile: HardwareProfile,
+    store: Store,
+    programs: Programs,
+    ledger: Ledger,
 ) -> ModelRouter:
     async def resolve(name: str) -> Path:
         return await asyncio.to_thread(gguf_path, store.directory, store.catalog.get, name)
 
     async def launch(name: str, path: Path) -> engine_client.Engine:
-        return await engine_client.start(
-            name,
-            path,
-            n_ctx=profile.n_ctx,
-            threads=settings.thread_count,
-            stall_seconds=settings.engine_stall_seconds,
-            program=programs.engine,
-        )
+        size_bytes = await asyncio.to_thread(serving_bytes, store, profile, name, path)
+        with await grant(ledger, name, "serving", size_bytes) as lease:
+            return await engine_client.start(
+                name,
+                path,
+                n_ctx=profile.n_ctx,
+                threads=settings.thread_count,
+                slots=profile.slots,
+                stall_seconds=settings.engine_stall_seconds,
+                program=programs.engine,
+                pass_fds=(lease.descriptor,),
+            )
 
     return ModelRouter(
         resolve=resolve,
@@ -193,20 +227,6 @@ def _model_router(
         max_waiting=settings.max_waiting_requests,
         idle_seconds=settings.engine_idle_seconds,
     )
-
-
-def _serve_once(router: ModelRouter) -> Callable[[str, Path], Awaitable[None]]:
-    """What a finished job calls: load the release under its name and make it answer once."""
-
-    async def serve_once(name: str, path: Path) -> None:
-        async with router.engine(name, path) as engine:
-            question = [Message(role="user", content="Hello")]
-            events = engine.generate(question, Sampling(max_tokens=1, temperature=0.0))
-            async for event in events:
-                if isinstance(event, Finished):
-                    return
-
-    return serve_once
 
 
 async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:

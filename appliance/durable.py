@@ -115,3 +115,10 @@ def sha256_of(path: Path) -> str:
     """Lower-case hexadecimal SHA-256 of a file's content."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def give_to_owner_of_parent(path: Path) -> None:
+    """What root makes in a service's directory belongs to the service, which has to read it, too."""
+    if os.geteuid() == 0:
+        owner = path.parent.stat()
+        os.chown(path, owner.st_uid, owner.st_gid, follow_symlinks=False)

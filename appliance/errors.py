@@ -11,6 +11,7 @@ Knows nothing of HTTP; `appliance.api.errors` alone gives each kind its status.
     ├─ NotFound            no such file, job, model or key
     ├─ WrongState          the thing exists, but not in a state that allows this
     ├─ Busy                try again later
+    │  └─ NoMemory         others hold the device's memory
     ├─ OutOfDisk           a write found no room; it works again once there is some
     ├─ ConfigurationError  the operator's settings or profile are wrong
     ├─ ChildFailed         a child process ended badly or stopped making progress
@@ -76,6 +77,23 @@ class WrongState(ApplianceError):
 
 class Busy(ApplianceError):
     """Try again later."""
+
+
+class NoMemory(Busy):
+    """Others hold the device's memory. `serving_bytes` are what loaded models hold, and could give back."""
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        missing_bytes: int = 0,
+        serving_bytes: int = 0,
+        **more: str,
+    ) -> None:
+        super().__init__(code, message, **more)
+        self.missing_bytes = missing_bytes
+        self.serving_bytes = serving_bytes
 
 
 class OutOfDisk(ApplianceError):

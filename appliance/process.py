@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -54,6 +55,8 @@ class Child:
         self._process = process
         self._death_fd: int | None = death_fd
         self._stopping = False
+        self._paused_at: float | None = None
+        self._began_at = time.monotonic()
         self._output = ChildOutput(name)
         assert process.stdout is not None
         self._reader = asyncio.create_task(self._output.read(process.stdout), name=name)
@@ -76,6 +79,24 @@ class Child:
                 extra = {"child": self.name, "status": status, "output": self._output.text}
                 logger.error("child ended badly", extra=extra)
         return status
+
+    def pause(self) -> None:
+        """Stop the whole group where it is, unless it ends already. It keeps its memory."""
+        if self._paused_at is None and self.returncode is None and not self._stopping:
+            self._paused_at = time.monotonic()
+            self._signal_group(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a paused group go on."""
+        if self._paused_at is not None:
+            self._began_at += time.monotonic() - self._paused_at
+            self._paused_at = None
+            self._signal_group(signal.SIGCONT)
+
+    @property
+    def worked_seconds(self) -> float:
+        """Time since its start, without that in which it was paused."""
+        return (self._paused_at or time.monotonic()) - self._began_at
 
     async def stop(self) -> None:
         """Ask the group to end, and after a grace period make it."""
@@ -128,12 +149,7 @@ class Child:
             os.killpg(self.pid, number)
 
 
-async def start(
-    name: str,
-    argv: Sequence[str],
-    *,
-    pass_fds: Sequence[int] = (),
-) -> Child:
+async def start(name: str, argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> Child:
     """Start a child in its own process group, tied to this process's life."""
     read_end, write_end = os.pipe()
     try:
@@ -170,11 +186,10 @@ async def wait_or_stall(
 ) -> int:
     """Wait for `child`; raise ChildFailed once `progress()` has not changed for the stall timeout.
 
-    `on_poll` runs about once a second while the child lives.
+    Time in which the child was paused does not count. `on_poll` runs about once a second while it lives.
     """
-    loop = asyncio.get_running_loop()
     ended = asyncio.create_task(child.wait())
-    seen, seen_at = progress(), loop.time()
+    seen, seen_at = progress(), child.worked_seconds
     try:
         while True:
             done, _ = await asyncio.wait({ended}, timeout=STALL_POLL_SECONDS)
@@ -184,32 +199,17 @@ async def wait_or_stall(
                 return ended.result()
             current = progress()
             if current != seen:
-                seen, seen_at = current, loop.time()
-            elif loop.time() - seen_at > stall_timeout_seconds:
+                seen, seen_at = current, child.worked_seconds
+            elif child.worked_seconds - seen_at > stall_timeout_seconds:
                 raise ChildFailed(
                     "child_stalled",
-                    f"{child.name} should report progress at least every {stall_timeout_seconds:.0f} s; "
-                    "it has not",
+                    f"{child.name} should report progress every {stall_timeout_seconds:.0f} s; it has not",
                     next_step="see the log of the job; raise stall_timeout_seconds on a slow device",
                 )
     finally:
         if not ended.done():
             await child.stop()
             await ended
-
-
-def file_progress(*paths: Path) -> Callable[[], object]:
-    """A progress function: sizes and times of change of some files."""
-
-    def probe() -> object:
-        stats = []
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                status = path.stat()
-                stats.append((status.st_size, status.st_mtime_ns))
-        return stats
-
-    return probe
 
 
 def start_detached(argv: Sequence[str], log: Path) -> int:

@@ -21,6 +21,8 @@ class Quantization(enum.StrEnum):
 
 # LoRA on a base held in 4 bits (NF4), or in 16.
 Technique = Literal["qlora", "lora"]
+# Who gives way where the device's memory is not enough for both serving and training.
+LeasePolicy = Literal["serve_first", "train_first"]
 
 
 class JobStatus(enum.StrEnum):
@@ -37,8 +39,18 @@ class JobStatus(enum.StrEnum):
 # --- what users own ---
 
 
+class CheckedRows(msgspec.Struct, frozen=True, kw_only=True):
+    """What the check of a training file found."""
+
+    rows: int
+    longest_row_bytes: int
+
+
 class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
-    """An uploaded file; its bytes lie in the blob store under `sha256`."""
+    """An uploaded file; its bytes lie in the blob store under `sha256`.
+
+    `longest_row_bytes` is None for what holds no rows, and for files of the first schema.
+    """
 
     id: str
     created_at: int
@@ -47,6 +59,7 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     bytes: int
     sha256: str
     rows: int | None = None
+    longest_row_bytes: int | None = None
 
 
 class JobError(msgspec.Struct, frozen=True, kw_only=True):
@@ -169,7 +182,10 @@ class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a job will do, decided once when it is created."""
+    """What a job will do, decided once when it is created.
+
+    `*_bytes` are the predicted peaks of the device's memory; None where they cannot be told.
+    """
 
     base_model: str
     initial_adapter: str | None
@@ -177,13 +193,16 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     hyperparameters: Hyperparameters
     quantizations: tuple[Quantization, ...]
     validation_fraction: float
+    policy: LeasePolicy = "serve_first"
+    training_bytes: int | None = None
+    release_bytes: int | None = None
 
 
 class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`spec.json` of the training child. Directories and files are absolute paths.
 
-    `base_directory` is a Hugging Face directory (safetensors, tokenizer, chat template).
-    `initial_adapter_directory` is a PEFT adapter to go on from, or None for a fresh one.
+    `base_directory` is a Hugging Face directory (safetensors, tokenizer, chat template),
+    `initial_adapter_directory` a PEFT adapter to go on from, or None; `max_steps` cuts the run short.
     """
 
     base_directory: str
@@ -196,10 +215,11 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     seed: int
     checkpoint_seconds: float
     threads: int
+    max_steps: int | None = None
 
 
 class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
-    """`result.json` of the training child; the adapter lies beside it in `adapter/`."""
+    """`result.json` of the training child, `adapter/` beside it; `planned_*` are those of all epochs."""
 
     steps: int
     epochs: float
@@ -208,6 +228,8 @@ class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
     validation_loss: float | None
     seconds: float
     end_of_turn_token_id: int
+    planned_tokens: int = 0
+    planned_validations: int = 0
 
 
 class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

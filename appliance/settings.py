@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -151,14 +150,14 @@ def _from_file(environment: Mapping[str, str]) -> dict[str, Any]:
     named = environment.get(CONFIG_FILE_VARIABLE)
     path = Path(named) if named else DEFAULT_CONFIG_FILE
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return fields.read_toml(path)
     except FileNotFoundError:
         if named:
             raise ConfigurationError(
                 "no_config_file", f"{CONFIG_FILE_VARIABLE} names {path}, which does not exist"
             ) from None
         return {}
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+    except (OSError, ValueError) as exc:
         raise ConfigurationError(
             "unreadable_config_file", f"{path} should be a TOML file, but: {exc}"
         ) from exc

@@ -12,6 +12,7 @@ from appliance import settings as settings_module
 from appliance.settings import INSTALLED, Settings
 from tests import network_guard
 from tests.daemon_process import DaemonProcess, add_base
+from tests.hardware import replay
 
 # The children's tests need what the installer laid down; elsewhere these variables name it.
 REAL_PARTS = {
@@ -52,6 +53,13 @@ def settings(state_dir: Path) -> Settings:
     return Settings(state_dir=state_dir, profile_override_file=Path(os.devnull))
 
 
+@pytest.fixture(autouse=True)
+def _sees_all_gpus() -> Iterator[None]:
+    """What runs in this process may have hidden them from its children."""
+    yield
+    os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+
+
 @pytest.fixture
 def daemon_with(state_dir: Path) -> Iterator[Callable[..., DaemonProcess]]:
     """`daemon_with(**settings)`: a running daemon with these settings and one base model."""
@@ -65,6 +73,22 @@ def daemon_with(state_dir: Path) -> Iterator[Callable[..., DaemonProcess]]:
     yield start
     for each in started:
         each.close()
+
+
+@pytest.fixture
+def set_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`set_gpus(gpu, …)`: what NVML says from now on, to a daemon that runs already, too."""
+    path = tmp_path / "nvml"
+    monkeypatch.setenv("FAKE_NVML", str(path))
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(replay.library_directory()))
+
+    def answer(*gpus: replay.Recorded) -> None:
+        recorded = {"nvml": {"driver": "1", "cuda": 13000, "gpu": gpus}}
+        # In one step: it is read at every question.
+        path.with_suffix(".new").write_text(replay.answers(recorded), encoding="utf-8")
+        path.with_suffix(".new").replace(path)
+
+    return answer
 
 
 @pytest.fixture

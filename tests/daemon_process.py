@@ -19,6 +19,7 @@ import httpx
 from appliance.records import BaseModel, Quantization, ReleaseFile
 from appliance.settings import CHECKOUT
 from appliance.store.store import Store
+from tests import network_guard
 
 T = TypeVar("T")
 DEADLINE_SECONDS = 30.0
@@ -29,6 +30,8 @@ class DaemonProcess:
     """`start` waits until it answers. The port stays the same over restarts."""
 
     module: tuple[str, ...] = ("tests.fakes.daemon",)
+    # What the command begins with: a program that runs the rest.
+    prefix: tuple[str, ...] = ()
 
     def __init__(self, state_dir: Path, **settings: object) -> None:
         self.state_dir = state_dir
@@ -44,7 +47,7 @@ class DaemonProcess:
     def start(self) -> DaemonProcess:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", *self.module],
+                [*self.prefix, sys.executable, "-m", *self.module],
                 env=self.environment(),
                 stdout=log,
                 stderr=log,
@@ -229,6 +232,23 @@ def rows(behaviour: str = "", count: int = 12) -> bytes:
     return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
+class RealDaemon(DaemonProcess):
+    """`appliance serve` as it is installed, with its real children."""
+
+    module = ("appliance", "serve")
+
+    def environment(self) -> dict[str, str]:
+        """The network guard in the daemon and in every child of it."""
+        return {**super().environment(), **network_guard.CHILD_ENVIRONMENT}
+
+    def import_base(self, source: Path, name: str) -> None:
+        """`appliance models import`."""
+        importing = ["appliance", "models", "import", str(source), "--name", name]
+        provenance = ["--licence", "Apache-2.0", "--origin", "a test"]
+        argv = [sys.executable, "-m", *importing, *provenance]
+        subprocess.run(argv, env=self.environment(), check=True)
+
+
 def add_base(state_dir: Path, name: str = BASE, load: str = "") -> Path:
     """Put a base model for the fake engine into the catalogue; returns its GGUF file."""
     directory = state_dir / "base_models" / name
@@ -271,3 +291,8 @@ def group_members(group: int) -> list[int]:
             if int(fields[2]) == group and fields[0] != "Z":
                 found.append(int(status.parent.name))
     return found
+
+
+def state_of(pid: int) -> str:
+    """The kernel's letter for what a process does (proc(5)); T is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]

@@ -41,9 +41,9 @@ def run(directory: Path, body: str, *arguments: str) -> subprocess.CompletedProc
 
 
 def test_result_is_written_last_and_whole(tmp_path):
-    done = run(tmp_path, "return {'ok': os.listdir(directory)}")
+    done = run(tmp_path, "return {'ok': sorted(os.listdir(directory))}")
     assert done.returncode == 0, done.stderr
-    assert json.loads((tmp_path / "result.json").read_text()) == {"ok": ["lock"]}
+    assert json.loads((tmp_path / "result.json").read_text()) == {"ok": ["heartbeat", "lock"]}
 
 
 def test_finished_stage_is_not_done_again(tmp_path):
@@ -65,14 +65,14 @@ def test_error_of_ours_is_put_on_disk_and_in_the_last_line(tmp_path):
 def test_error_of_an_earlier_run_does_not_outlive_a_success(tmp_path):
     run(tmp_path, "raise InvalidInput('bad', 'm')")
     run(tmp_path, "return 1")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "result.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["heartbeat", "lock", "result.json"]
 
 
 def test_unexpected_error_leaves_neither_file(tmp_path):
     done = run(tmp_path, "return 1 / 0")
     assert done.returncode == 1
     assert "ZeroDivisionError" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["heartbeat", "lock"]
 
 
 def test_wrong_arguments_are_told(tmp_path):
@@ -116,7 +116,7 @@ def test_reports_of_many_writers_are_whole_lines(tmp_path):
 
 def test_sign_of_life_changes_the_heartbeat(tmp_path):
     reporter = batch.Reporter(tmp_path)
-    probe = process.file_progress(tmp_path / batch.HEARTBEAT)
+    probe = batch.file_progress(tmp_path / batch.HEARTBEAT)
     before = probe()
     reporter.alive()
     assert probe() != before

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from appliance import process
+from appliance import batch, process
 from appliance.child_output import LAST_WORDS_BYTES
 from appliance.errors import ChildFailed
 from appliance.settings import CHECKOUT
-from tests.daemon_process import group_members, wait_for
+from tests.daemon_process import group_members, state_of, wait_for
 
 GONE_WITHIN_SECONDS = 5.0
 FOREVER = "import time; time.sleep(600)"
@@ -198,6 +198,89 @@ def test_child_without_progress_is_stopped_and_told(monkeypatch):
     wait_for(lambda: not group_members(child.pid), "the group to be gone")
 
 
+# Says more and more, and has a second process in its group that does nothing.
+COUNTING = (
+    "import itertools, subprocess, time\nsubprocess.Popen(['sleep', '600'])\n"
+    "for n in itertools.count(): print(n, flush=True); time.sleep(0.01)"
+)
+
+
+async def counting() -> process.Child:
+    child = await process.start("counting", script(COUNTING))
+    while child.last_line == "no output":
+        await asyncio.sleep(0.02)
+    return child
+
+
+async def paused(child: process.Child) -> str:
+    """Pause; returns the last line once the whole group is stopped and all is read."""
+    child.pause()
+    while {state_of(pid) for pid in group_members(child.pid)} != {"T"}:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(0.2)
+    return child.last_line
+
+
+def test_paused_group_stands_still_and_goes_on():
+    async def through() -> None:
+        child = await counting()
+        said = await paused(child)
+        child.pause()
+        await asyncio.sleep(0.5)
+        assert child.last_line == said
+        child.resume()
+        while child.last_line == said:
+            await asyncio.sleep(0.02)
+        assert "T" not in {state_of(pid) for pid in group_members(child.pid)}
+        await child.stop()
+
+    asyncio.run(asyncio.wait_for(through(), 30))
+
+
+def test_paused_child_ends_when_it_is_stopped_and_is_not_paused_again():
+    polite = (
+        "import signal, sys, time\n"
+        "signal.signal(15, lambda *_: (time.sleep(0.5), sys.exit(7)))\n"
+        "print('up', flush=True)\ntime.sleep(600)"
+    )
+
+    async def through() -> int | None:
+        child = await process.start("polite", script(polite))
+        while child.last_line != "up":
+            await asyncio.sleep(0.02)
+        await paused(child)
+        stopping = asyncio.create_task(child.stop())
+        await asyncio.sleep(0.1)
+        child.resume()
+        child.pause()
+        await stopping
+        child.pause()
+        return child.returncode
+
+    assert asyncio.run(asyncio.wait_for(through(), 30)) == 7
+
+
+def test_paused_time_is_no_stall(monkeypatch):
+    monkeypatch.setattr(process, "STALL_POLL_SECONDS", 0.05)
+    paused_for_seconds = 3.0
+
+    async def through() -> float:
+        child = await process.start("idle", script(FOREVER))
+        child.pause()
+        waiting = asyncio.create_task(
+            process.wait_or_stall(child, progress=lambda: 0, stall_timeout_seconds=1.0)
+        )
+        await asyncio.sleep(paused_for_seconds)
+        assert not waiting.done()
+        child.resume()
+        assert child.worked_seconds < paused_for_seconds
+        with pytest.raises(ChildFailed, match="should report progress every 1 s"):
+            await waiting
+        return child.worked_seconds
+
+    assert asyncio.run(asyncio.wait_for(through(), 30)) > 1.0
+
+
 def test_progress_pushes_the_stall_timeout_forward(monkeypatch, tmp_path):
     monkeypatch.setattr(process, "STALL_POLL_SECONDS", 0.1)
     beat = tmp_path / "heartbeat"
@@ -208,7 +291,7 @@ def test_progress_pushes_the_stall_timeout_forward(monkeypatch, tmp_path):
 
     async def through() -> int:
         child = await process.start("busy", script(source))
-        progress = process.file_progress(beat, tmp_path / "not there")
+        progress = batch.file_progress(beat, tmp_path / "not there")
         return await process.wait_or_stall(child, progress=progress, stall_timeout_seconds=5)
 
     assert asyncio.run(asyncio.wait_for(through(), 60)) == 0

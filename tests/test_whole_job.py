@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,9 +11,8 @@ from typing import Any
 import openai
 import pytest
 
-from tests import network_guard
 from tests.children import starter_gguf
-from tests.daemon_process import DaemonProcess, group_members, wait_for
+from tests.daemon_process import RealDaemon, group_members, wait_for
 
 __all__ = ["starter_gguf"]
 
@@ -28,25 +25,11 @@ JOB_DEADLINE_SECONDS = 400.0
 CHILDREN_GONE_SECONDS = 5.0
 
 
-class RealDaemon(DaemonProcess):
-    """`appliance serve` as it is installed."""
-
-    module = ("appliance", "serve")
-
-    def environment(self) -> dict[str, str]:
-        """The network guard in the daemon and in every child of it."""
-        return {**super().environment(), **network_guard.CHILD_ENVIRONMENT}
-
-
 @pytest.fixture(scope="module")
 def daemon(starter_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealDaemon]:
     """A daemon with the imported starter model; a checkpoint after every step."""
     running = RealDaemon(tmp_path_factory.mktemp("whole") / "state", checkpoint_seconds=0)
-    importing = ["appliance", "models", "import", str(starter_gguf), "--name", BASE]
-    provenance = ["--licence", "Apache-2.0", "--origin", "a test"]
-    subprocess.run(
-        [sys.executable, "-m", *importing, *provenance], env=running.environment(), check=True
-    )
+    running.import_base(starter_gguf, BASE)
     try:
         yield running.start()
     finally:

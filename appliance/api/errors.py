@@ -31,12 +31,15 @@ STATUSES: Mapping[type[ApplianceError], HTTPStatus] = {
     # Not 409: OpenAI's clients repeat a request that ended in a conflict.
     errors.WrongState: HTTPStatus.BAD_REQUEST,
     errors.Busy: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.NoMemory: HTTPStatus.TOO_MANY_REQUESTS,
     errors.OutOfDisk: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.ConfigurationError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.ChildFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.CorruptState: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
 RETRY_AFTER_SECONDS = 1
+# A training holds it, for minutes at least; OpenAI's clients wait as long as they are told, up to 60 s.
+NO_MEMORY_RETRY_AFTER_SECONDS = 30
 # msgspec quotes a wrong value in full.
 MAX_VALIDATION_CHARACTERS = 500
 
@@ -69,8 +72,15 @@ def handle_appliance_error(
     status = STATUSES[type(exc)]
     if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
         logger.error("request failed", extra={"path": request.url.path, "code": exc.code})
-    headers = {"Retry-After": str(RETRY_AFTER_SECONDS)} if isinstance(exc, errors.Busy) else {}
+    seconds = _retry_after_seconds(exc)
+    headers = {} if seconds is None else {"Retry-After": str(seconds)}
     return _response(envelope(exc), status, headers)
+
+
+def _retry_after_seconds(exc: ApplianceError) -> int | None:
+    if isinstance(exc, errors.NoMemory):
+        return NO_MEMORY_RETRY_AFTER_SECONDS
+    return RETRY_AFTER_SECONDS if isinstance(exc, errors.Busy) else None
 
 
 def handle_http_exception(

@@ -13,8 +13,12 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from appliance.api import device_metrics
 from appliance.engine.protocol import Finished
+from appliance.hardware.lease import Ledger
+from appliance.hardware.sensors import Sensors
 from appliance.records import JobStatus
+from appliance.serving.router import Router
 
 SECONDS_BUCKETS = (0.005, 0.02, 0.1, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -26,11 +30,13 @@ class Metrics:
         self,
         *,
         jobs_by_status: Callable[[], dict[str, int]],
-        loaded_models: Callable[[], dict[str, int]],
+        router: Router,
+        ledger: Ledger,
     ) -> None:
         self.registry = CollectorRegistry()
         self._jobs_by_status = jobs_by_status
-        self._loaded_models = loaded_models
+        self._router = router
+        self._ledger = ledger
         self._started_at = time.time()
         self._requests = Counter(
             "appliance_http_requests",
@@ -77,12 +83,41 @@ class Metrics:
         requests = GaugeMetricFamily(
             "appliance_model_requests", "Requests in loaded models", labels=["model"]
         )
-        for name, users in self._loaded_models().items():
+        for name, users in self._router.loaded().items():
             requests.add_metric([name], users)
         yield requests
+        yield from self._engines()
+        yield GaugeMetricFamily(
+            "appliance_memory_capacity_bytes",
+            "The device's memory that can be granted",
+            value=self._ledger.capacity_bytes,
+        )
+        held = GaugeMetricFamily(
+            "appliance_memory_held_bytes",
+            "The device's memory that has been granted",
+            labels=["holder", "purpose"],
+        )
+        for each in self._ledger.holdings():
+            held.add_metric([each.holder, each.purpose], each.bytes)
+        yield held
         yield GaugeMetricFamily(
             "appliance_start_time_seconds", "When the daemon started", value=self._started_at
         )
+
+    def _engines(self) -> Iterable[GaugeMetricFamily]:
+        loads = self._router.loads()
+        for field, told in (
+            ("running", "Answers that an engine writes now"),
+            ("waiting", "Answers that wait for a slot of an engine"),
+            (
+                "cells",
+                "Tokens that an engine's context holds, for running answers and later prompts",
+            ),
+        ):
+            gauge = GaugeMetricFamily(f"appliance_engine_{field}", told, labels=["model"])
+            for name, load in loads.items():
+                gauge.add_metric([name], getattr(load, field))
+            yield gauge
 
 
 class CountRequests:
@@ -104,7 +139,8 @@ class CountRequests:
 
 
 @get("/metrics", operation_id="getMetrics", tags=["health"])
-async def get_metrics(metrics: Metrics) -> Response[Any]:
+async def get_metrics(metrics: Metrics, sensors: Sensors) -> Response[Any]:
     """All metrics."""
     text = await asyncio.to_thread(generate_latest, metrics.registry)
-    return Response(text, media_type=CONTENT_TYPE_LATEST)
+    devices = device_metrics.text(await sensors.now())
+    return Response(text + devices, media_type=CONTENT_TYPE_LATEST)

@@ -7,6 +7,8 @@ from appliance.hardware import selection
 from appliance.settings import Settings
 
 NAME = "accelerator"
+# Training and release of a model of 135 million parameters take about as much.
+LEAST_BYTES = 1 << 30
 
 
 async def check(settings: Settings) -> Finding:
@@ -14,6 +16,13 @@ async def check(settings: Settings) -> Finding:
     selected = selection.select(settings)
     found = f"profile {selected.profile.name}: {selected.reason}"
     problems = selected.device.nvml.problems
+    if min(selected.machine.device_bytes, selected.machine.host_bytes) < LEAST_BYTES:
+        return Finding(
+            check=NAME,
+            outcome="warning",
+            found="; ".join((*problems, f"{found}, which leaves too little memory for any model")),
+            next_step="see `appliance profile`: a control group's limit or os_reserve_gib may be the reason",
+        )
     if problems:
         return Finding(
             check=NAME,

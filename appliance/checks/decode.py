@@ -7,6 +7,7 @@ from pathlib import Path
 from appliance.checks.finding import Finding
 from appliance.engine import client
 from appliance.engine.protocol import Finished, Message, Sampling
+from appliance.records import BaseModel
 from appliance.settings import STARTER, Settings
 from appliance.store.store import Store
 
@@ -26,7 +27,7 @@ async def check(settings: Settings) -> Finding:
             next_step="appliance models import",
         )
     name, gguf = model
-    engine = await client.start(name, gguf, n_ctx=N_CTX, threads=settings.thread_count)
+    engine = await client.start(name, gguf, n_ctx=N_CTX, threads=settings.thread_count, slots=1)
     try:
         return await _answer(engine, name)
     finally:
@@ -35,15 +36,22 @@ async def check(settings: Settings) -> Finding:
 
 def _model(settings: Settings) -> tuple[str, Path] | None:
     """Name and file of the oldest base model, else of the starter that the installer laid down."""
-    store = Store(settings.state_dir)
-    try:
-        bases = store.catalog.bases()
-    finally:
-        store.close()
+    bases = _bases(settings)
     if bases:
         return bases[0].name, settings.state_dir / bases[0].files[0].path
     starters = sorted(STARTER.glob("*.gguf"))
     return (starters[0].name, starters[0]) if starters else None
+
+
+def _bases(settings: Settings) -> list[BaseModel]:
+    # Whoever only asks makes no state directory.
+    if not settings.state_dir.is_dir():
+        return []
+    store = Store(settings.state_dir)
+    try:
+        return store.catalog.bases()
+    finally:
+        store.close()
 
 
 async def _answer(engine: client.Engine, name: str) -> Finding:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from appliance.cli import chat, demo, doctor, files, jobs, keys, models, profile, serve, stop
+from appliance.cli import chat, demo, doctor, files, fit, jobs, keys, models, profile, serve, stop
 
 app = typer.Typer(
     name="appliance",
@@ -18,6 +18,7 @@ app.command("stop")(stop.stop)
 app.command("demo")(demo.demo)
 app.command("doctor")(doctor.doctor)
 app.command("profile")(profile.profile)
+app.command("fit")(fit.fit)
 app.command("chat")(chat.chat)
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")

@@ -29,10 +29,17 @@ def doctor(settings: Settings, json_path: JsonPath = None) -> None:
 
 async def _run_all(settings: Settings) -> list[Finding]:
     # The database and its libraries come with them: too slow for every other command to wait for.
-    from appliance.checks import accelerator, converter, decode, four_bit, state_directory
+    from appliance.checks import (
+        accelerator,
+        allocator,
+        converter,
+        decode,
+        four_bit,
+        state_directory,
+    )
 
     findings = []
-    for module in (state_directory, accelerator, converter, four_bit, decode):
+    for module in (state_directory, accelerator, converter, allocator, four_bit, decode):
         with output.error_console.status(f"checking {module.NAME} …"):
             findings.append(await _run(module, settings))
     return findings

@@ -25,10 +25,10 @@ def upload(
     ] = "fine-tune",
     json_path: JsonPath = None,
 ) -> None:
-    """Upload a file; training data is checked row by row."""
+    """Upload a file and print its id; training data is checked row by row."""
     with connect(settings) as client:
         file = client.upload("/v1/files", path.name, path.read_bytes(), {"purpose": purpose})
-    output.show(file, json_path, f"{file['id']}  {file['bytes']} bytes")
+    output.show(file, json_path, file["id"])
 
 
 @app.command("list")

@@ -43,7 +43,7 @@ def create(
     ] = None,
     json_path: JsonPath = None,
 ) -> None:
-    """Start fine-tuning MODEL on an uploaded file."""
+    """Start fine-tuning MODEL on an uploaded file and print the job's id."""
     for given in filter(None, (training_file, validation_file)):
         if Path(given).is_file():
             raise InvalidInput(
@@ -57,7 +57,7 @@ def create(
     body |= {name: value for name, value in named.items() if value is not None}
     with connect(settings) as client:
         job = client.post(JOBS, body)
-    output.show(job, json_path, f"{job['id']}  {job['status']}")
+    output.show(job, json_path, job["id"])
 
 
 def _read_options(path: Path) -> dict[str, Any]:

@@ -37,11 +37,12 @@ def list_models(settings: Settings, json_path: JsonPath = None) -> None:
 @app.command("recommend")
 @with_settings(("state_dir", "profile", "profile_dir", "profile_override_file"))
 def recommend(settings: Settings, json_path: JsonPath = None) -> None:
-    """Name open base models to carry in for this device, and why; nothing is fetched."""
+    """Name open base models to bring in for this device, and why; nothing is fetched."""
     from appliance.hardware import catalogue, selection
+    from appliance.jobs.recommend import recommend as recommended
 
     selected = selection.select(settings)
-    models = catalogue.recommend(selected.profile, catalogue.load(settings.profile_dir))
+    models = recommended(selected.profile, selected.machine, catalogue.load(settings.profile_dir))
     rows = (
         (
             model.repository,
@@ -85,18 +86,27 @@ def import_base(
 
     from appliance.daemon import PROGRAMS
     from appliance.hardware import selection
+    from appliance.hardware.lease import DIRECTORY, Ledger
     from appliance.jobs import base_import
     from appliance.records import ImportSpec
     from appliance.store.store import Store
 
     spec = ImportSpec(name=name, source=str(source.absolute()), licence=licence, origin=origin)
-    profile = selection.select(settings).profile
+    selected = selection.select(settings)
+    selection.show_only_the_gpu(selected.device)
     store = Store(settings.state_dir)
+    ledger = Ledger(settings.state_dir / DIRECTORY, selected.machine.device_bytes)
     try:
         with live_view() as view:
             base = asyncio.run(
                 base_import.import_base(
-                    store, settings, profile, PROGRAMS, spec, lambda lines: _show(view, lines)
+                    store,
+                    settings,
+                    selected,
+                    ledger,
+                    PROGRAMS,
+                    spec,
+                    lambda lines: _show(view, lines),
                 )
             )
             view.finish()

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-console = Console()
+# A model's name may hold what rich takes for an emoji: "ft:base:local:star:…".
+console = Console(emoji=False)
 # For progress, and for everything when stdout is taken by JSON.
-error_console = Console(stderr=True)
+error_console = Console(stderr=True, emoji=False)
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Table:

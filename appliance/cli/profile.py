@@ -13,9 +13,11 @@ from appliance.cli import output
 from appliance.cli.options import JsonPath, with_settings
 from appliance.hardware import telemetry
 from appliance.hardware.device import Device
+from appliance.hardware.fit.machine import GIB, Machine
+from appliance.hardware.lease import DIRECTORY, Ledger
 from appliance.hardware.probe import ROOT
 from appliance.hardware.profiles import HardwareProfile
-from appliance.hardware.selection import GIB, select
+from appliance.hardware.selection import select
 from appliance.hardware.telemetry import Reading
 from appliance.settings import Settings
 
@@ -33,6 +35,7 @@ def profile(
     rows = [
         *_facts(selected.device),
         *((f"{reading.name} now", _measured(reading)) for reading in now),
+        *_memory(settings, selected.machine),
         ("profile", f"{selected.profile.name}: {selected.profile.description}"),
         ("reason", selected.reason),
         *_values(selected.profile),
@@ -72,6 +75,19 @@ def _facts(device: Device) -> Iterator[tuple[str, str]]:
         )
 
 
+def _memory(settings: Settings, machine: Machine) -> Iterator[tuple[str, str]]:
+    yield "for models", f"{machine.device_bytes / GIB:.1f} GiB to train and serve in"
+    leases = settings.state_dir / DIRECTORY
+    try:
+        found = Ledger(leases, machine.device_bytes).holdings() if leases.is_dir() else []
+    except PermissionError:
+        # The device can be looked at by everybody, the state directory by its owner alone.
+        yield "held", f"not told: {leases} is not readable for this user"
+        return
+    for held in found:
+        yield f"held, {held.purpose}", f"{held.bytes / GIB:.2f} GiB by {held.holder}"
+
+
 def _measured(reading: Reading) -> str:
     used = reading.memory_used_bytes
     told = (
@@ -80,7 +96,7 @@ def _measured(reading: Reading) -> str:
         (reading.temperature_celsius, "{:g} °C"),
         (reading.power_watts, "{:.1f} W"),
         (reading.sm_clock_mhz, "{} MHz"),
-        (", ".join(reading.throttled_by) or None, "slowed down by {}"),
+        (", ".join(reading.throttled_by or ()) or None, "slowed down by {}"),
     )
     return ", ".join(form.format(value) for value, form in told if value is not None) or "not told"
 

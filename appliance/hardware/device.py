@@ -40,14 +40,22 @@ class Tegra(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True):
-    """The computer around it, as far as this process may use it: control groups count."""
+    """The computer around it, as far as this process may use it: control groups count.
+
+    `memory_bytes` is what may be used of `installed_bytes`.
+    """
 
     machine: str
     cpu_features: tuple[str, ...]
     cpus: float
     memory_bytes: int
     memory_available_bytes: int
-    memory_limited: bool
+    installed_bytes: int
+
+    @property
+    def memory_limited(self) -> bool:
+        """Whether a control group allows less than there is."""
+        return self.memory_bytes < self.installed_bytes
 
 
 class Disk(msgspec.Struct, frozen=True, kw_only=True):

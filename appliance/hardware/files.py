@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+# Python refuses numbers of thousands; the kernel has none beyond 64 bits.
+MOST_DIGITS = 32
+
 
 def text(path: Path) -> str:
     """What the file holds; empty if it cannot be read."""
@@ -16,4 +19,4 @@ def text(path: Path) -> str:
 def number(path: Path) -> int | None:
     """The number in a file; None for "max", for a negative one, and where there is no such file."""
     found = text(path).strip()
-    return int(found) if found.isdecimal() else None
+    return int(found) if found.isdecimal() and len(found) < MOST_DIGITS else None

@@ -40,7 +40,7 @@ def read(root: Path) -> Host:
         cpus=min([float(_cpu_count(root)), *_cpu_quotas(root)]),
         memory_bytes=total,
         memory_available_bytes=available,
-        memory_limited=total < meminfo["MemTotal"],
+        installed_bytes=meminfo["MemTotal"],
     )
 
 
@@ -49,8 +49,9 @@ def _meminfo(path: Path) -> dict[str, int]:
     found = {}
     for line in text(path).splitlines():
         name, _, rest = line.partition(":")
-        if rest.strip().endswith(" kB"):
-            found[name] = int(rest.split()[0]) * 1024
+        kibibytes, _, unit = rest.strip().partition(" ")
+        if unit == "kB" and kibibytes.isdecimal():
+            found[name] = int(kibibytes) * 1024
     if not {"MemTotal", "MemAvailable"} <= found.keys():
         raise ConfigurationError(
             "no_memory_facts",
@@ -92,18 +93,15 @@ def _memory_limits(root: Path) -> Iterator[tuple[int, int]]:
 
 
 def _in_use(usage: Path, statistics: Path, page_cache: str) -> int:
-    cached = [
-        int(line.split()[1])
-        for line in text(statistics).splitlines()
-        if line.startswith(f"{page_cache} ")
-    ]
-    return (number(usage) or 0) - sum(cached)
+    counted = dict(line.split(" ", 1) for line in text(statistics).splitlines() if " " in line)
+    cached = counted.get(page_cache, "")
+    return (number(usage) or 0) - (int(cached) if cached.isdecimal() else 0)
 
 
 def _cpu_quotas(root: Path) -> Iterator[float]:
     for group in _groups(root, ""):
         quota, _, period = text(group / "cpu.max").partition(" ")
-        if quota.isdecimal() and period.strip().isdecimal():
+        if quota.isdecimal() and period.strip().isdecimal() and int(period):
             yield int(quota) / int(period)
     for group in _groups(root, "cpu"):
         quota_us, period_us = (
@@ -120,8 +118,9 @@ def _groups(root: Path, controller: str) -> list[Path]:
     In a container the path may name groups outside of what is mounted; those do not exist here.
     """
     for line in text(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controller in controllers.split(","):
+        _, _, rest = line.partition(":")
+        controllers, colon, path = rest.partition(":")
+        if colon and controller in controllers.split(","):
             mount = root / _CGROUPS / controllers
             own = mount / path.strip("/")
             return [each for each in (own, *own.parents) if each.is_relative_to(mount)]

@@ -7,6 +7,7 @@ success and zeros. Neither is a fault there: such a GPU has no memory of its own
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,14 @@ _NO_ANSWER = frozenset(
         pynvml.NVML_ERROR_NO_DATA,
     }
 )
+# Training computes in bfloat16, which the tensor cores of older ones do not know (CUDA C++ Programming Guide,
+# "Arithmetic Instructions").
+_BFLOAT16_CAPABILITY = (8, 0)
+# More fit no machine.
+MOST_GPUS = 64
+# CUDA's own variable: what a process sees of the GPUs.
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+HIDING_ALL = ("", "-1", "NoDevFiles")
 _NO_DRIVER = frozenset({pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED})
 
 
@@ -61,16 +70,37 @@ class _Reading:
         cuda = self._ask("CUDA version", pynvml.nvmlSystemGetCudaDriverVersion_v2)
         gpus = tuple(
             gpu
-            for index in range(self._ask("count", pynvml.nvmlDeviceGetCount) or 0)
+            for index in range(min(self._ask("count", pynvml.nvmlDeviceGetCount) or 0, MOST_GPUS))
             for gpu in self._gpus(index)
         )
         return Nvml(
             driver=self._ask("driver version", pynvml.nvmlSystemGetDriverVersion),
             # 1000 times the major version and 10 times the minor one (nvml.h).
             cuda=f"{cuda // 1000}.{cuda % 1000 // 10}" if cuda else None,
-            gpus=gpus,
+            gpus=tuple(self._visible(gpus)),
             problems=tuple(self._problems),
         )
+
+    def _visible(self, gpus: tuple[Gpu, ...]) -> Iterator[Gpu]:
+        """Those that CUDA_VISIBLE_DEVICES names by UUID, or by its beginning; none if it hides all.
+
+        Its numbers do not mean the same to NVML as to CUDA.
+        """
+        named = os.environ.get(VISIBLE)
+        if named is None or named in HIDING_ALL:
+            yield from gpus if named is None else ()
+            return
+        wanted = tuple(each.strip() for each in named.split(","))
+        if not all(each.startswith(("GPU-", "MIG-")) for each in wanted):
+            self._problems.append(
+                f"{VISIBLE} should name GPUs by their UUIDs (nvidia-smi -L); it is {named!r}, and is ignored"
+            )
+            yield from gpus
+            return
+        found = [gpu for gpu in gpus if (gpu.uuid or "").startswith(wanted)]
+        if not found:
+            self._problems.append(f"{VISIBLE} names no GPU that is there: {named!r}")
+        yield from found
 
     def _gpus(self, index: int) -> Iterator[Gpu]:
         who = f"GPU {index}"
@@ -106,6 +136,11 @@ class _Reading:
         capability = self._ask(
             f"{who}: compute capability", pynvml.nvmlDeviceGetCudaComputeCapability, handle
         )
+        if capability and tuple(capability) < _BFLOAT16_CAPABILITY:
+            self._problems.append(
+                f"{who}: compute capability {capability[0]}.{capability[1]} has no bfloat16, which training "
+                "computes in: slow at best"
+            )
         yield Gpu(
             name=self._ask(f"{who}: name", pynvml.nvmlDeviceGetName, handle) or "unknown",
             uuid=self._ask(f"{who}: UUID", pynvml.nvmlDeviceGetUUID, handle),

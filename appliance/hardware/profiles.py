@@ -6,7 +6,6 @@ single values of whichever profile is chosen.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,10 +16,12 @@ from msgspec import Meta
 from appliance import fields
 from appliance.errors import ConfigurationError
 from appliance.hardware.device import Family
-from appliance.records import Quantization, Technique
+from appliance.records import LeasePolicy, Quantization, Technique
 from appliance.settings import OVERRIDE_FILE
 
 Positive = Annotated[int, Meta(ge=1)]
+# More than any device has.
+Gibibytes = Annotated[float, Meta(ge=0, le=1 << 20)]
 Billions = Annotated[float, Meta(gt=0)]
 # Which devices a profile names is its own alone.
 OWN = ("gpu_names", "modules")
@@ -29,7 +30,7 @@ IDENTITY = ("name", "family", "gpu_names", "modules", "memory_gib")
 
 
 class BaseSizes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Sizes of base models, in billions of parameters: what to carry in, and the most that is let in."""
+    """Sizes of base models, in billions of parameters: what suits, and the most worth its time."""
 
     default_billions: Billions
     max_billions: Billions
@@ -43,11 +44,11 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     description: str
     family: Family
     # Least memory that such a device shows; devices that no profile names go by it alone.
-    memory_gib: Annotated[float, Meta(ge=0)]
+    memory_gib: Gibibytes
     gpu_names: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     # --- memory ---
-    os_reserve_gib: Annotated[float, Meta(ge=0)]
+    os_reserve_gib: Gibibytes
     # --- training ---
     technique: Technique
     base_sizes: dict[Technique, BaseSizes]
@@ -56,11 +57,11 @@ class HardwareProfile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     # --- releases and serving ---
     quantizations: Annotated[tuple[Quantization, ...], Meta(min_length=1)]
     n_ctx: Positive
-    slots: Annotated[int, Meta(ge=1, le=256)]
+    slots: Annotated[int, Meta(ge=1, le=128)]
     kv_type: Literal["f16", "q8_0"]
     max_loaded_models: Positive
     # --- sharing, heat ---
-    lease_policy: Literal["serve_first", "train_first", "window"]
+    lease_policy: LeasePolicy
     thermal_limit_celsius: Annotated[int, Meta(ge=40, le=110)] | None = None
     thermal_source: str | None = None
 
@@ -111,8 +112,8 @@ def override(profile: HardwareProfile, path: Path) -> HardwareProfile:
 
 def _source(path: Path, faults: list[str]) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        return fields.read_toml(path)
+    except (OSError, ValueError) as exc:
         faults.append(f"{path.name}: {exc}")
         return {}
 

@@ -7,6 +7,7 @@ is never taken for another: its limits are that device's.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -16,15 +17,15 @@ import msgspec
 from appliance.errors import ConfigurationError
 from appliance.hardware import profiles
 from appliance.hardware.device import Device
+from appliance.hardware.fit.machine import GIB, Machine, machine_of
+from appliance.hardware.nvml import VISIBLE
 from appliance.hardware.probe import ROOT, probe
 from appliance.hardware.profiles import HardwareProfile
 from appliance.settings import Settings
 
-GIB = 1 << 30
-
 
 class Selection(msgspec.Struct, frozen=True, kw_only=True):
-    """The device, its profile, and why; `memory_bytes` is what a model has to fit into."""
+    """The device, its profile, and why; `memory_bytes` is the total of the memory that models share."""
 
     device: Device
     profile: HardwareProfile
@@ -32,11 +33,16 @@ class Selection(msgspec.Struct, frozen=True, kw_only=True):
     known: bool
     memory_bytes: int
 
+    @property
+    def machine(self) -> Machine:
+        """The memory that children may take."""
+        return machine_of(self.device, self.profile)
+
 
 def select(settings: Settings, root: Path = ROOT) -> Selection:
     """Look at the device and choose; raises ConfigurationError for faulty or unknown profiles."""
-    device = probe(settings.state_dir, root)
     available = profiles.load_all(settings.profile_dir)
+    device = _usable(probe(settings.state_dir, root), available, settings.profile)
     chosen, reason, known = choose(device, available, settings.profile)
     profile = profiles.override(chosen, settings.profile_override_file)
     changed = [
@@ -55,6 +61,36 @@ def select(settings: Settings, root: Path = ROOT) -> Selection:
     )
 
 
+def show_only_the_gpu(device: Device) -> None:
+    """From now on this process's children see no GPU but the one that is planned with, if any.
+
+    PyTorch would take whichever CUDA counts first, and llama.cpp all of them. **Not tried on a GPU here.**
+    """
+    if device.family == "cpu":
+        os.environ[VISIBLE] = ""
+    elif device.family == "discrete" and device.gpu is not None and device.gpu.uuid is not None:
+        os.environ[VISIBLE] = device.gpu.uuid
+
+
+def _usable(device: Device, available: Mapping[str, HardwareProfile], asked: str) -> Device:
+    """The device without its GPUs where none is large enough, or where the operator wants the CPU."""
+    if device.gpu is None or device.family != "discrete":
+        return device
+    on_cpu = asked in available and available[asked].family == "cpu"
+    sizes = [each.memory_gib for each in available.values() if each.family == "discrete"]
+    least_gib = min(sizes, default=0.0)
+    if not on_cpu and device.memory_bytes >= least_gib * GIB:
+        return device
+    problem = (
+        f"{device.gpu.name} has {device.memory_bytes / GIB:.1f} GiB, and the smallest profile needs "
+        f"{least_gib:g}: it is not used"
+    )
+    nvml = msgspec.structs.replace(
+        device.nvml, gpus=(), problems=(*device.nvml.problems, *([] if on_cpu else [problem]))
+    )
+    return msgspec.structs.replace(device, nvml=nvml)
+
+
 def choose(
     device: Device, available: Mapping[str, HardwareProfile], asked: str
 ) -> tuple[HardwareProfile, str, bool]:
@@ -65,6 +101,13 @@ def choose(
                 "unknown_profile",
                 f"profile should be auto or one of {', '.join(sorted(available))}; found {asked!r}",
                 next_step="choose one of these, or write it; docs/profiles.md says how",
+            )
+        if available[asked].family != device.family:
+            raise ConfigurationError(
+                "profile_of_another_family",
+                f"profile should be of a {device.family} device, as this one is; {asked} is of a "
+                f"{available[asked].family} one",
+                next_step="choose auto, or another; `appliance profile` shows what was found",
             )
         return available[asked], "it was asked for by name", True
     fitting = [

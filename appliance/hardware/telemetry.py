@@ -33,20 +33,28 @@ _GPU_LOADS = (
     "sys/devices/platform/bus@0/17000000.gpu/load",
 )
 _POWER_MONITORS = "sys/bus/i2c/devices"
-# What a whole Jetson takes in; its other rails are parts of it.
-_TOTAL_RAIL = "VDD_IN"
+# What a whole Jetson takes in, on one rail of which others are parts, or on several: AGX Orin has no VDD_IN
+# (github.com/rbonghi/jetson_stats, issue 344). **Not tried on a Jetson here.**
+_WHOLE = (("VDD_IN",), ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"))
+BOARD = "board"
+# No chip lives at it.
+_MOST_CELSIUS = 200
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU, or a Jetson's GPU and board, at one moment."""
+    """One GPU, or a Jetson's GPU and board, at one moment.
 
+    `device` is "gpu0", "gpu1" … in NVML's order, or "board": two GPUs may have the same name.
+    """
+
+    device: str
     name: str
     utilization_percent: float | None = None
     memory_used_bytes: int | None = None
     temperature_celsius: float | None = None
     power_watts: float | None = None
     sm_clock_mhz: int | None = None
-    throttled_by: tuple[str, ...] = ()
+    throttled_by: tuple[str, ...] | None = None
 
 
 def read(root: Path = Path("/")) -> list[Reading]:
@@ -58,7 +66,7 @@ def _gpus() -> list[Reading | None]:
     try:
         with nvml.session() as available:
             count = _answer(pynvml.nvmlDeviceGetCount) if available else 0
-            return [_gpu(index) for index in range(count or 0)]
+            return [_gpu(index) for index in range(min(count or 0, nvml.MOST_GPUS))]
     except pynvml.NVMLError:
         # Why NVML does not start is told by the probe; there is nothing to measure.
         return []
@@ -69,30 +77,38 @@ def _gpu(index: int) -> Reading | None:
     if handle is None:
         return None
     temperature = _answer(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU)
-    name = _answer(pynvml.nvmlDeviceGetName, handle) or "unknown"
+    device, name = f"gpu{index}", _answer(pynvml.nvmlDeviceGetName, handle) or "unknown"
     rates = _answer(pynvml.nvmlDeviceGetUtilizationRates, handle)
     if temperature == 0:
-        return Reading(name=name)
+        return Reading(device=device, name=name)
+    if temperature is not None and temperature > _MOST_CELSIUS:
+        # Below zero, taken for a number without a sign.
+        temperature = None
     memory = _answer(pynvml.nvmlDeviceGetMemoryInfo, handle)
     power_mw = _answer(pynvml.nvmlDeviceGetPowerUsage, handle)
     clock = _answer(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM)
-    reasons = _answer(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle) or 0
+    reasons = _answer(pynvml.nvmlDeviceGetCurrentClocksEventReasons, handle)
     return Reading(
+        device=device,
         name=name,
         utilization_percent=None if rates is None else float(rates.gpu),
         memory_used_bytes=memory.used if memory and memory.total else None,
         temperature_celsius=None if temperature is None else float(temperature),
         power_watts=None if power_mw is None else power_mw / 1000,
         sm_clock_mhz=clock,
-        throttled_by=tuple(word for bit, word in _THROTTLE_REASONS.items() if reasons & bit),
+        throttled_by=None if reasons is None else _words(reasons),
     )
+
+
+def _words(reasons: int) -> tuple[str, ...]:
+    return tuple(word for bit, word in _THROTTLE_REASONS.items() if reasons & bit)
 
 
 def _answer(call: Callable[..., Any], *arguments: Any) -> Any:
     """NVML's answer, or None: that a device does not say something is the ordinary case here."""
     try:
         return call(*arguments)
-    except pynvml.NVMLError:
+    except (pynvml.NVMLError, UnicodeDecodeError):
         return None
 
 
@@ -105,6 +121,7 @@ def _board(root: Path) -> Reading | None:
     if load_per_mille is None and power_watts is None:
         return None
     return Reading(
+        device=BOARD,
         name="board",
         utilization_percent=None if load_per_mille is None else load_per_mille / 10,
         temperature_celsius=_hottest(root),
@@ -122,12 +139,15 @@ def _hottest(root: Path) -> float | None:
 
 
 def _board_power(root: Path) -> float | None:
-    """Volts times amperes of the INA3221 channel that is the whole board's."""
+    """Volts times amperes of the INA3221 channels that are the whole board's; None unless all are told."""
+    watts = {}
     for label in (root / _POWER_MONITORS).glob("*/hwmon/hwmon*/in*_label"):
-        if text(label).strip() == _TOTAL_RAIL:
-            channel = label.name.removeprefix("in").removesuffix("_label")
-            millivolts = number(label.with_name(f"in{channel}_input"))
-            milliamperes = number(label.with_name(f"curr{channel}_input"))
-            if millivolts is not None and milliamperes is not None:
-                return millivolts * milliamperes / 1e6
+        channel = label.name.removeprefix("in").removesuffix("_label")
+        millivolts = number(label.with_name(f"in{channel}_input"))
+        milliamperes = number(label.with_name(f"curr{channel}_input"))
+        if millivolts is not None and milliamperes is not None:
+            watts[text(label).strip()] = millivolts * milliamperes / 1e6
+    for rails in _WHOLE:
+        if watts.keys() >= set(rails):
+            return sum(watts[rail] for rail in rails)
     return None

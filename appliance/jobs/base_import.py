@@ -1,27 +1,32 @@
 """Imports a base model: checked and rewritten by the import child, made servable by the release child.
 
-The model appears in one step at the end: its directory by rename, then its row in the catalogue. A name
-keeps its meaning for ever, because adapters and releases refer to their base by it.
+Making it servable takes its share of the device's memory, as a job's release does. The model appears in one
+step at the end: its directory by rename, then its row in the catalogue. A name keeps its meaning for ever,
+because adapters and releases refer to their base by it.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import fcntl
+import functools
 import re
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from appliance import durable
-from appliance.errors import Busy, InvalidInput, WrongState
+from appliance.errors import InvalidInput, WrongState
+from appliance.hardware import stored_base
+from appliance.hardware.fit import needs
+from appliance.hardware.fit.machine import GIB, Machine
+from appliance.hardware.lease import Ledger, grant
 from appliance.hardware.profiles import HardwareProfile
-from appliance.jobs import stages
+from appliance.hardware.selection import Selection
+from appliance.jobs import scratch, stages
+from appliance.jobs.memory import waited_for
 from appliance.records import (
     BaseModel,
     ImportResult,
@@ -40,15 +45,17 @@ NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 async def import_base(
     store: Store,
     settings: Settings,
-    profile: HardwareProfile,
+    selected: Selection,
+    ledger: Ledger,
     programs: Programs,
     spec: ImportSpec,
     on_progress: Callable[[list[Progress]], None],
 ) -> BaseModel:
     """Import `spec.source` under `spec.name`; the same content under the same name is left as it is.
 
-    Raises InvalidInput for a bad name or source, WrongState if the name belongs to another model, Busy
-    if another import is under way.
+    Raises InvalidInput for a bad name or source and for a model that is too large for this device, WrongState
+    if the name belongs to another model, Busy if another import is under way. Memory that others hold is
+    waited for.
     """
     if not NAME.fullmatch(spec.name):
         raise InvalidInput(
@@ -56,11 +63,7 @@ async def import_base(
             f"a base model's name should match {NAME.pattern}; found {spec.name!r}",
             param="name",
         )
-    with (
-        _one_at_a_time(store),
-        tempfile.TemporaryDirectory(prefix="import-", dir=store.temporary_directory) as temporary,
-    ):
-        work = Path(temporary)
+    with scratch.one_at_a_time(store, "import") as work:
         imported = await stages.run(
             f"import of {spec.name}",
             programs.base_import,
@@ -73,16 +76,41 @@ async def import_base(
         known = await asyncio.to_thread(_known, store, spec, imported)
         if known is not None:
             return known
-        released = await stages.run(
-            f"release of {spec.name}",
-            programs.release,
-            work / "release",
-            _release_spec(settings, profile, spec, work),
-            ReleaseResult,
-            on_progress=on_progress,
-            stall_timeout_seconds=settings.stall_timeout_seconds,
-        )
+        size_bytes = _release_bytes(work / "import" / "hf", spec.name, selected.machine)
+
+        async def say(message: str) -> None:
+            on_progress([Progress(key="waiting", message=message, level="warn")])
+
+        take = functools.partial(grant, ledger, f"import of {spec.name}", "release", size_bytes)
+        with await waited_for(take, say) as lease:
+            released = await stages.run(
+                f"release of {spec.name}",
+                programs.release,
+                work / "release",
+                _release_spec(settings, selected.profile, spec, work),
+                ReleaseResult,
+                on_progress=on_progress,
+                stall_timeout_seconds=settings.stall_timeout_seconds,
+                pass_fds=(lease.descriptor,),
+            )
         return await asyncio.to_thread(_publish, store, spec, imported, released, work)
+
+
+def _release_bytes(hf: Path, name: str, machine: Machine) -> int:
+    """Of the device's memory; 0 where it is the host's alone, or cannot be told."""
+    shape = stored_base.read(hf)
+    if shape is None:
+        return 0
+    needed = needs.release_bytes(shape)
+    if needed > machine.host_bytes:
+        raise InvalidInput(
+            "does_not_fit",
+            f"quantizing {name} needs {needed / GIB:.2f} GiB of memory; this device has "
+            f"{machine.host_bytes / GIB:.2f} GiB for it",
+            param="source",
+            next_step="choose a smaller model; `appliance models recommend` names some",
+        )
+    return 0 if machine.family == "discrete" else needed
 
 
 def _known(store: Store, spec: ImportSpec, imported: ImportResult) -> BaseModel | None:
@@ -159,16 +187,3 @@ def _publish(
     durable.publish_directory(staged, final)
     store.catalog.put_base(base)
     return base
-
-
-@contextlib.contextmanager
-def _one_at_a_time(store: Store) -> Iterator[None]:
-    with (store.temporary_directory / "import.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise Busy("import_running", "another import is under way") from None
-        # What a killed import left behind; nobody else may be using it while the lock is held.
-        for leftover in store.temporary_directory.glob("import-*"):
-            shutil.rmtree(leftover)
-        yield

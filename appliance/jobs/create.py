@@ -8,27 +8,52 @@ import time
 import msgspec
 
 from appliance.errors import InvalidInput
+from appliance.hardware import stored_base
+from appliance.hardware.fit.machine import Machine
+from appliance.hardware.lease import Ledger, serving_bytes
 from appliance.hardware.profiles import HardwareProfile
-from appliance.jobs import plan, specs
+from appliance.jobs import fitting, plan, specs
 from appliance.jobs.request import FineTuningRequest
 from appliance.jobs.runner import new_job_id
 from appliance.records import BaseModel, Job, JobStatus, Release, StoredFile
 from appliance.store.store import Store
 
 TRAINING_PURPOSE = "fine-tune"
+# Where a base model's directory holds safetensors, tokenizer and configuration.
+HF = "hf"
 
 
-def create(store: Store, profile: HardwareProfile, request: FineTuningRequest) -> Job:
+def create(
+    store: Store,
+    profile: HardwareProfile,
+    machine: Machine,
+    ledger: Ledger,
+    request: FineTuningRequest,
+) -> Job:
     """Store a new job with its data; durable when this returns. Blocks.
 
-    Raises NotFound for an unknown model or file, InvalidInput for what does not fit.
+    Raises NotFound for an unknown model or file, InvalidInput for what cannot be done or does not fit.
     """
-    base, initial_adapter = _starting_point(store, request.model)
-    train = _training_file(store, request.training_file, "training_file")
+    base, initial_adapter = starting_point(store, request.model)
+    train = training_file(store, request.training_file, "training_file")
     validation = (
-        _training_file(store, request.validation_file, "validation_file")
+        training_file(store, request.validation_file, "validation_file")
         if request.validation_file
         else None
+    )
+    chosen = plan.make(
+        request, profile, base=base, initial_adapter=initial_adapter, rows=train.rows or 0
+    )
+    chosen, memory = fitting.fit(
+        chosen,
+        request.appliance.advanced,
+        stored_base.read(store.directory / base.directory / HF),
+        fitting.data_facts(
+            [train, validation] if validation else [train], chosen.hyperparameters.max_length
+        ),
+        machine,
+        serving_bytes(ledger.holdings()),
+        min(profile.n_ctx, base.context_length),
     )
     job = Job(
         id=new_job_id(),
@@ -41,25 +66,19 @@ def create(store: Store, profile: HardwareProfile, request: FineTuningRequest) -
         metadata=request.metadata or {},
         method=msgspec.to_builtins(request.method),
         appliance=msgspec.to_builtins(request.appliance),
-        plan=plan.make(
-            request,
-            profile,
-            base=base,
-            initial_adapter=initial_adapter,
-            rows=train.rows or 0,
-        ),
+        plan=chosen,
         status=JobStatus.VALIDATING_FILES,
     )
     try:
         specs.stage_data(store, job.id, train, validation)
-        store.jobs.add(job, f"Created fine-tuning job: {job.id}")
+        store.jobs.add(job, f"Created fine-tuning job: {job.id}", memory)
     except BaseException:
         specs.discard_data(store, job.id)
         raise
     return job
 
 
-def _starting_point(store: Store, name: str) -> tuple[BaseModel, plan.InitialAdapter | None]:
+def starting_point(store: Store, name: str) -> tuple[BaseModel, plan.InitialAdapter | None]:
     """The base, and the adapter to go on from when `name` is an earlier fine-tuned model."""
     model = store.catalog.get(name)
     if not isinstance(model, Release):
@@ -69,7 +88,8 @@ def _starting_point(store: Store, name: str) -> tuple[BaseModel, plan.InitialAda
     return store.catalog.get_base(model.base_model), adapter
 
 
-def _training_file(store: Store, file_id: str, param: str) -> StoredFile:
+def training_file(store: Store, file_id: str, param: str) -> StoredFile:
+    """The file, if it holds training rows; `param` is what the request calls it."""
     file = store.files.find(file_id)
     if file is None:
         raise InvalidInput("invalid_file", f"No such file: {file_id!r}", param=param)

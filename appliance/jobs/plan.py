@@ -57,6 +57,7 @@ def make(
         technique=options.technique or profile.technique,
         hyperparameters=_hyperparameters(request, profile, base, initial_adapter, rows),
         quantizations=options.quantizations or profile.quantizations,
+        policy=options.policy or profile.lease_policy,
         validation_fraction=(
             VALIDATION_FRACTION
             if options.validation_fraction is None

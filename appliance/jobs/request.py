@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from appliance.records import Quantization
+from appliance.hardware.fit.planner import MOST_ACCUMULATION_STEPS
+from appliance.records import LeasePolicy, Quantization
 
 Auto = Literal["auto"]
 # A dollar alone would let a line feed pass at the end.
@@ -44,7 +45,9 @@ class Advanced(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     learning_rate: Annotated[float, Meta(gt=0, le=1)] | None = None
     num_train_epochs: Annotated[int, Meta(ge=1, le=1000)] | None = None
     per_device_train_batch_size: Annotated[int, Meta(ge=1, le=256)] | None = None
-    gradient_accumulation_steps: Annotated[int, Meta(ge=1, le=1024)] | None = None
+    gradient_accumulation_steps: Annotated[int, Meta(ge=1, le=MOST_ACCUMULATION_STEPS)] | None = (
+        None
+    )
     lr_scheduler_type: Literal["linear", "cosine", "constant"] | None = None
     warmup_ratio: Annotated[float, Meta(ge=0, lt=1)] | None = None
     weight_decay: Annotated[float, Meta(ge=0, le=10)] | None = None
@@ -58,13 +61,14 @@ class Advanced(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class ApplianceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """`appliance`: everything that OpenAI's API has no place for.
 
-    `policy` says who comes first while a job trains: serving, so far always. The training child runs at the
-    lowest CPU priority.
+    `policy` says who gives way where memory is not enough for both: with `serve_first` the job waits, with
+    `train_first` models are unloaded, and loaded again after it. The training child runs at the lowest CPU
+    priority either way.
     """
 
     technique: Literal["qlora", "lora"] | None = None
     quantizations: Annotated[tuple[Quantization, ...], Meta(min_length=1)] | None = None
-    policy: Literal["serve_first"] = "serve_first"
+    policy: LeasePolicy | None = None
     validation_fraction: Annotated[float, Meta(ge=0, le=0.5)] | None = None
     advanced: Advanced = Advanced()
 

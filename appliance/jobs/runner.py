@@ -9,25 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from pathlib import Path
-
-import msgspec
+from collections.abc import Awaitable, Callable
 
 from appliance import durable
 from appliance.errors import ApplianceError, Busy, NotFound, WrongState
-from appliance.jobs import specs, stages
-from appliance.records import (
-    Job,
-    JobError,
-    JobStatus,
-    Programs,
-    Release,
-    ReleaseResult,
-    TrainingResult,
-)
-from appliance.settings import Settings
+from appliance.jobs import specs, watch
+from appliance.records import Job, JobError, JobStatus
 from appliance.store.rows import new_id
 from appliance.store.store import Store
 
@@ -39,24 +26,12 @@ RETRY_SECONDS = 5.0
 class JobRunner:
     """Owns the queue; every method belongs to the daemon's event loop.
 
-    `serve` is handed in by the daemon: it loads a release under its name and makes it answer once;
-    `withdraw` stops whatever serves that file.
+    `run` takes one running job to its end.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        settings: Settings,
-        programs: Programs,
-        *,
-        serve: Callable[[str, Path], Awaitable[None]],
-        withdraw: Callable[[Path], Awaitable[None]],
-    ) -> None:
+    def __init__(self, store: Store, run: Callable[[Job], Awaitable[None]]) -> None:
         self._store = store
-        self._settings = settings
-        self._programs = programs
-        self._serve = serve
-        self._withdraw = withdraw
+        self._run_to_its_end = run
         self._woken = asyncio.Event()
         self._current: tuple[str, asyncio.Task[None]] | None = None
         self._queue: asyncio.Task[None] | None = None
@@ -169,7 +144,7 @@ class JobRunner:
     async def _run_job(self, job_id: str) -> None:
         try:
             with durable.full_disk_as_error():
-                await self._through_all_stages(job_id)
+                await self._run_course(job_id)
         except Busy:
             # Not the job's fault: the queue takes it up again.
             raise
@@ -180,91 +155,28 @@ class JobRunner:
             message = "an internal error; see the daemon's log"
             await self._fail(job_id, JobError(code="internal_error", message=message))
 
-    async def _through_all_stages(self, job_id: str) -> None:
+    async def _run_course(self, job_id: str) -> None:
         job = await asyncio.to_thread(self._store.jobs.get, job_id)
         # It may have waited for hours since they were looked at.
         await asyncio.to_thread(specs.check_data, self._store, job)
         if job.status is JobStatus.VALIDATING_FILES:
             job = await self._move(job_id, JobStatus.QUEUED, "Files validated, job queued")
         job = await self._move(job_id, JobStatus.RUNNING, "Fine-tuning job started")
-        spec: msgspec.Struct = await asyncio.to_thread(
-            specs.training, self._store, self._settings, job
-        )
-        trained = await self._stage(job, "training", self._programs.training, spec, TrainingResult)
-        spec = await asyncio.to_thread(specs.release, self._store, self._settings, job, trained)
-        released = await self._stage(job, "release", self._programs.release, spec, ReleaseResult)
-        await self._publish(job, specs.release_name(job), trained, released)
-
-    async def _stage(
-        self,
-        job: Job,
-        stage: str,
-        program: Sequence[str],
-        spec: msgspec.Struct,
-        result: type[stages.Result],
-    ) -> stages.Result:
-        return await stages.run(
-            f"{stage} of {job.id}",
-            program,
-            self._store.jobs_directory / job.id / stage,
-            spec,
-            result,
-            on_progress=lambda lines: self._store.jobs.report(job.id, stage, lines),
-            stall_timeout_seconds=self._settings.stall_timeout_seconds,
-        )
-
-    async def _publish(
-        self, job: Job, name: str, trained: TrainingResult, released: ReleaseResult
-    ) -> None:
-        release = Release(
-            name=name,
-            created_at=int(time.time()),
-            job_id=job.id,
-            base_model=job.plan.base_model,
-            adapter_directory=specs.adapter_directory(job),
-            files=specs.relative_files(self._store, released.files),
-        )
-        path = Path(released.files[0].path)
-        try:
-            await self._serve(name, path)
-            await self._move(
-                job.id,
-                JobStatus.SUCCEEDED,
-                f"The job has completed: {name} answers",
-                trained_tokens=trained.trained_tokens,
-                release=release,
-            )
-        except BaseException:
-            # Loaded or not: what is not in the catalogue takes no memory.
-            await self._withdraw(path)
-            raise
+        await self._run_to_its_end(job)
+        logger.info("job succeeded", extra={"job": job_id})
 
     async def _fail(self, job_id: str, error: JobError) -> None:
         logger.error("job failed", extra={"job": job_id, "code": error.code})
+        await asyncio.to_thread(watch.tell_energy, self._store, job_id)
         with contextlib.suppress(WrongState):
             await self._move(
                 job_id, JobStatus.FAILED, f"The job failed: {error.message}", error=error
             )
 
     async def _move(
-        self,
-        job_id: str,
-        status: JobStatus,
-        message: str,
-        *,
-        error: JobError | None = None,
-        trained_tokens: int | None = None,
-        release: Release | None = None,
+        self, job_id: str, status: JobStatus, message: str, *, error: JobError | None = None
     ) -> Job:
-        job = await asyncio.to_thread(
-            self._store.jobs.move,
-            job_id,
-            status,
-            message,
-            error=error,
-            trained_tokens=trained_tokens,
-            release=release,
-        )
+        job = await asyncio.to_thread(self._store.jobs.move, job_id, status, message, error=error)
         logger.info("job moved", extra={"job": job_id, "status": status.value})
         return job
 

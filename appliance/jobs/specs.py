@@ -16,6 +16,7 @@ from appliance.errors import NotFound, WrongState
 from appliance.records import (
     BaseModel,
     Job,
+    Plan,
     ReleaseFile,
     ReleaseSpec,
     StoredFile,
@@ -62,19 +63,40 @@ def check_data(store: Store, job: Job) -> None:
 
 
 def training(store: Store, settings: Settings, job: Job) -> TrainingSpec:
-    """Spec of the training child."""
-    plan = job.plan
+    """Spec of the training child of a job."""
+    return training_of_plan(
+        store,
+        settings,
+        job.plan,
+        base_of(store, job),
+        train=_data(store, job, TRAIN_FILE),
+        validation=_data(store, job, VALIDATION_FILE) if job.validation_file else None,
+        seed=job.seed,
+    )
+
+
+def training_of_plan(
+    store: Store,
+    settings: Settings,
+    plan: Plan,
+    base: BaseModel,
+    *,
+    train: Path,
+    validation: Path | None,
+    seed: int,
+) -> TrainingSpec:
+    """Spec of the training child, be there a job or not."""
     return TrainingSpec(
-        base_directory=str(store.directory / base_of(store, job).directory / "hf"),
+        base_directory=str(store.directory / base.directory / "hf"),
         initial_adapter_directory=(
             str(store.directory / plan.initial_adapter) if plan.initial_adapter else None
         ),
-        train_file=str(_data(store, job, TRAIN_FILE)),
-        validation_file=(str(_data(store, job, VALIDATION_FILE)) if job.validation_file else None),
+        train_file=str(train),
+        validation_file=None if validation is None else str(validation),
         validation_fraction=plan.validation_fraction,
         technique=plan.technique,
         hyperparameters=plan.hyperparameters,
-        seed=job.seed,
+        seed=seed,
         checkpoint_seconds=settings.checkpoint_seconds,
         threads=settings.thread_count,
     )

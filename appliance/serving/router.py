@@ -1,8 +1,8 @@
 """From a model's name to an engine that has it loaded.
 
-Loads on demand, keeps at most so many engines, unloads the one unused for longest, and replaces an engine
-that died at the next request. Knows nothing of HTTP, jobs or the database: what a name means is asked of
-the function handed in.
+Loads on demand, keeps at most so many engines and no more than the memory that is granted, unloads the one
+unused for longest, and replaces an engine that died at the next request. Knows nothing of HTTP, jobs or the
+database: what a name means is asked of the function handed in.
 """
 
 from __future__ import annotations
@@ -13,14 +13,18 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from appliance.engine.client import Engine
-from appliance.errors import Busy, ChildFailed
+from appliance.engine.protocol import Load
+from appliance.errors import Busy, ChildFailed, NoMemory
+from appliance.serving.restoring import Restoring
 
 logger = logging.getLogger(__name__)
 
 Launch = Callable[[str, Path], Awaitable[Engine]]
 Resolve = Callable[[str], Awaitable[Path]]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass
@@ -70,6 +74,7 @@ class Router:
         self._loading = asyncio.Lock()
         self._left = asyncio.Event()
         self._closed = False
+        self._restoring = Restoring(self._load_if_room, idle_seconds)
 
     @asynccontextmanager
     async def engine(self, name: str, path: Path | None = None) -> AsyncIterator[Engine]:
@@ -89,15 +94,53 @@ class Router:
 
     async def unload(self, path: Path) -> None:
         """Stop the engine of this file, whoever uses or awaits it; not an error if there is none."""
+        self._restoring.forget(path)
         load = self._loads.get(path)
         if load is not None:
             load.task.cancel()
             await asyncio.wait({load.task})
         await self._drop(path)
 
+    async def make_way(self, take: Callable[[], Awaitable[T]]) -> tuple[T, list[str]]:
+        """Unload models until `take` gets its memory; gives that, and the names of what was unloaded.
+
+        Answers under way are finished first. Raises NoMemory where no unloading would be enough.
+        """
+        # Else they would come back between two stages of a job.
+        await self._restoring.stop()
+        async with self._loading:
+            before = {slot.name: path for path, slot in self._slots.items()}
+            try:
+                taken = await self._with_room(take)
+            finally:
+                gone = {name: path for name, path in before.items() if path not in self._slots}
+                self._restoring.note(gone)
+        return taken, sorted(gone)
+
+    def restore(self) -> None:
+        """Load again what was unloaded for others; nothing is unloaded for it."""
+        if not self._closed:
+            self._restoring.begin()
+
+    async def _load_if_room(self, name: str, path: Path) -> bool:
+        """Whether the model is loaded now, without any other having been unloaded for it."""
+        async with self._loading:
+            slot = self._slots.get(path)
+            if slot is not None and slot.engine.alive:
+                return True
+            await self._drop(path)
+            if self._closed or len(self._slots) >= self._max_loaded:
+                return False
+            try:
+                self._keep(name, path, await self._launch(name, path))
+            except NoMemory:
+                return False
+            return True
+
     async def close(self) -> None:
         """Stop every engine and load no other."""
         self._closed = True
+        await self._restoring.stop()
         await asyncio.gather(*(self.unload(path) for path in {*self._slots, *self._loads}))
 
     async def unload_idle(self) -> None:
@@ -110,9 +153,15 @@ class Router:
 
     def loaded(self) -> dict[str, int]:
         """Names of the loaded models, each with the number of its requests now; for any thread."""
+        return {slot.name: slot.users for slot in self._alive()}
+
+    def loads(self) -> dict[str, Load]:
+        """What the engine of each loaded model is doing; for any thread."""
+        return {slot.name: slot.engine.load for slot in self._alive()}
+
+    def _alive(self) -> list[_Slot]:
         # A copy is made in one step, whatever the event loop does meanwhile.
-        slots = self._slots.copy().values()
-        return {slot.name: slot.users for slot in slots if slot.engine.alive}
+        return [slot for slot in self._slots.copy().values() if slot.engine.alive]
 
     def _enter_loaded(self, name: str, path: Path) -> _Slot | None:
         slot = self._slots.get(path)
@@ -169,7 +218,9 @@ class Router:
         def ended(task: asyncio.Task[None]) -> None:
             # A task that is cancelled before it begins never reaches its own clean-up.
             self._forget(path, load)
-            if not task.cancelled() and (failure := task.exception()) is not None:
+            failure = None if task.cancelled() else task.exception()
+            # For want of memory it is asked for again and again; whoever asks is told.
+            if failure is not None and not isinstance(failure, NoMemory):
                 logger.warning("model not loaded", extra={"model": name, "reason": str(failure)})
 
         load.task.add_done_callback(ended)
@@ -195,22 +246,36 @@ class Router:
 
     async def _launch_slot(self, name: str, path: Path) -> _Slot:
         await self._drop(path)
-        await self._make_room()
-        engine = await self._launch(name, path)
+        while len(self._slots) >= self._max_loaded:
+            await self._evict()
+        return self._keep(name, path, await self._with_room(lambda: self._launch(name, path)))
+
+    def _keep(self, name: str, path: Path, engine: Engine) -> _Slot:
         logger.info("model loaded", extra={"model": name, "path": str(path)})
         now = asyncio.get_running_loop().time()
         slot = self._slots[path] = _Slot(name, engine, used_at=now)
         return slot
 
-    async def _make_room(self) -> None:
+    async def _with_room(self, take: Callable[[], Awaitable[T]]) -> T:
+        """What `take` gives once it gets its memory, for which models are unloaded if that is enough."""
+        while True:
+            try:
+                return await take()
+            except NoMemory as exc:
+                if exc.serving_bytes < exc.missing_bytes or not self._slots:
+                    raise
+            await self._evict()
+
+    async def _evict(self) -> None:
+        """Unload one model: the one unused for longest, or else the first that nobody uses any more."""
         try:
-            while len(self._slots) >= self._max_loaded:
+            while self._slots:
                 path, slot = min(
                     self._slots.items(), key=lambda item: (item[1].users > 0, item[1].used_at)
                 )
                 if slot.users == 0:
                     await self._drop(path)
-                    continue
+                    return
                 # Nobody new enters, or models that are always in use would keep all others out.
                 slot.draining = True
                 self._left.clear()

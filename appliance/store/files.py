@@ -11,7 +11,7 @@ from typing import BinaryIO
 from sqlalchemy import delete, select
 
 from appliance.errors import NotFound
-from appliance.records import StoredFile
+from appliance.records import CheckedRows, StoredFile
 from appliance.store import rows
 from appliance.store.blobs import BlobStore
 from appliance.store.database import Database
@@ -34,12 +34,12 @@ class FileStore:
         filename: str,
         purpose: str,
         limit_bytes: int,
-        check: Callable[[Path], int | None],
+        check: Callable[[Path], CheckedRows | None],
     ) -> StoredFile:
-        """Store a file if `check` accepts its bytes; `check` returns the number of rows, if any."""
+        """Store a file if `check` accepts its bytes; `check` returns what it knows of its rows, if any."""
         incoming = self._blobs.receive(source, limit_bytes=limit_bytes)
         try:
-            row_count = check(incoming.path)
+            checked = check(incoming.path)
             file = StoredFile(
                 id=rows.new_id("file-"),
                 created_at=int(time.time()),
@@ -47,7 +47,8 @@ class FileStore:
                 purpose=purpose,
                 bytes=incoming.bytes,
                 sha256=incoming.sha256,
-                rows=row_count,
+                rows=checked.rows if checked else None,
+                longest_row_bytes=checked.longest_row_bytes if checked else None,
             )
             with self._blob_lock:
                 self._blobs.keep(incoming)

@@ -39,11 +39,12 @@ class JobStore:
     def __init__(self, database: Database) -> None:
         self._database = database
 
-    def add(self, job: Job, message: str) -> None:
-        """Store a new job together with its first event."""
+    def add(self, job: Job, *messages: str) -> None:
+        """Store a new job together with its first events."""
         with self._database.transaction() as connection:
             rows.add(connection, jobs, job)
-            _add_event(connection, job.id, Progress(key="created", message=message))
+            for number, message in enumerate(messages):
+                _add_event(connection, job.id, Progress(key=f"created:{number}", message=message))
 
     def get(self, job_id: str) -> Job:
         """The job, or NotFound."""

@@ -50,6 +50,7 @@ files = Table(
     Column("bytes", Integer, nullable=False),
     Column("sha256", String, nullable=False, index=True),
     Column("rows", Integer),
+    Column("longest_row_bytes", Integer),
 )
 
 base_models = Table(

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from appliance import batch
 from appliance.records import TrainingResult
+from appliance.training import allocator
 
 LOWEST_PRIORITY = 19
 
 
 def _main(directory: Path, reporter: batch.Reporter) -> TrainingResult:
+    allocator.use()
     # bitsandbytes and datasets look at the environment when they are imported: only `batch.run` has
     # made it an offline one.
     from appliance.training import worker

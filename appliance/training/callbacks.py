@@ -57,7 +57,7 @@ class Progress(TrainerCallback):
     def _report_training(self, state: TrainerState, learning_rate: float, every: int) -> None:
         loss = mean_training_loss(state, last=every)
         step, total = state.global_step, state.max_steps
-        seconds = time.monotonic() - self._started_at
+        seconds = self._seconds
         tokens = state.num_input_tokens_seen
         self._reporter.report(
             f"step:{step}",
@@ -70,6 +70,7 @@ class Progress(TrainerCallback):
                 "learning_rate": learning_rate,
                 "tokens_per_second": (tokens - self._first_token) / seconds,
                 "tokens": tokens,
+                "seconds": seconds,
             },
             eta_seconds=seconds / (step - self._first_step) * (total - step),
         )
@@ -78,15 +79,23 @@ class Progress(TrainerCallback):
         self._reporter.report(
             f"validation:{step}",
             f"Step {step}: validation loss={loss:.4f}",
-            data={"step": step, "valid_loss": loss},
+            data={"step": step, "valid_loss": loss, "seconds": self._seconds},
         )
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._started_at
 
 
 class Schedule(TrainerCallback):
-    """Asks for validation at the ends of epochs and quarters, for a checkpoint by the clock."""
+    """Asks for validation at the ends of epochs and quarters, for a checkpoint by the clock.
 
-    def __init__(self, *, validate: bool, checkpoint_seconds: float) -> None:
+    A run that is cut short is validated once, at its end.
+    """
+
+    def __init__(self, *, validate: bool, cut_short: bool, checkpoint_seconds: float) -> None:
         self._validate = validate
+        self._cut_short = cut_short
         self._checkpoint_seconds = checkpoint_seconds
         self._saved_at = time.monotonic()
 
@@ -98,8 +107,8 @@ class Schedule(TrainerCallback):
     ) -> TrainerControl:
         step, total = state.global_step, state.max_steps
         control.should_log = True
-        control.should_evaluate = self._validate and step in validation_steps(
-            total, int(args.num_train_epochs)
+        control.should_evaluate = self._validate and step in (
+            {total} if self._cut_short else validation_steps(total, int(args.num_train_epochs))
         )
         overdue = time.monotonic() - self._saved_at >= self._checkpoint_seconds
         control.should_save = overdue or step == total
@@ -111,8 +120,13 @@ class Schedule(TrainerCallback):
 
 def validation_steps(total_steps: int, epochs: int) -> set[int]:
     """The end of every epoch, and of every quarter of a run that has fewer epochs than that."""
-    parts = epochs * math.ceil(LEAST_VALIDATIONS / epochs)
+    parts = validations(epochs)
     return {math.ceil(total_steps * part / parts) for part in range(1, parts + 1)}
+
+
+def validations(epochs: int) -> int:
+    """How often a run of so many epochs is validated, unless it has fewer steps than that."""
+    return epochs * math.ceil(LEAST_VALIDATIONS / epochs)
 
 
 def mean_training_loss(state: TrainerState, last: int | None = None) -> float:

@@ -107,7 +107,8 @@ def write_optimizer(optimizer: Any, directory: Path) -> None:
                 tensors[f"{index}.{name}"] = value.detach().cpu().contiguous()
             else:
                 scalars.setdefault(index, {})[name] = value
-    (directory / OPTIMIZER_TENSORS).write_bytes(safetensors.torch.save(tensors))
+    # Straight from where they are: `save` would hold them twice more.
+    safetensors.torch.save_file(tensors, directory / OPTIMIZER_TENSORS)
     rest = OptimizerState(param_groups=state["param_groups"], scalars=scalars)
     durable.write_json(directory / OPTIMIZER, rest)
 

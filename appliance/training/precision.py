@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import torch
 
+from appliance.compute import BFLOAT16_FEATURES
+
 CPUINFO = Path("/proc/cpuinfo")
-# As Linux names them (arch/x86/include/asm/cpufeatures.h; arch/arm64/kernel/cpuinfo.c).
-BFLOAT16_FEATURES = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 class Precision(NamedTuple):

@@ -16,7 +16,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from trl import SFTConfig, SFTTrainer
 
 from appliance.records import Hyperparameters
-from appliance.training import adapter, checkpoints, precision
+from appliance.training import adapter, checkpoints, head, precision
 from appliance.training.rows import IGNORED_LABEL
 
 
@@ -58,6 +58,9 @@ class AdapterTrainer(SFTTrainer):
         self._checkpoint_root = checkpoint_root
         self.remove_callback(PrinterCallback)
         self._restore_adapter_precision()
+        self._head = (
+            head.detach(self.model.get_base_model()) if self.args.device.type == "cpu" else None
+        )
 
     def _restore_adapter_precision(self) -> None:
         """Undo TRL's cast of the adapter to bfloat16 on a 4-bit base, where that is only slow.
@@ -84,27 +87,20 @@ class AdapterTrainer(SFTTrainer):
     ) -> Any:
         """TRL's loss: the mean negative log-likelihood of the labelled tokens of an optimizer step.
 
-        TRL's own head looks at labelled positions alone only on GPUs. On a CPU it takes every position
-        through the whole vocabulary, for a small model as much work as all layers together; here those at
-        which no row has a label are left out.
+        TRL's own head looks at labelled positions alone, and at a part of the vocabulary at a time, only on
+        GPUs. On a CPU it takes every position through the whole vocabulary at once, for a small model as much
+        work as all layers together, and more memory.
         """
-        if self.args.device.type != "cpu":
+        if self._head is None:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         inputs = dict(inputs)
         targets = inputs.pop("labels")[:, 1:]
-        kept = (targets != IGNORED_LABEL).any(dim=0).nonzero().squeeze(1)
-        outputs = model(**inputs, logits_to_keep=kept, use_cache=False)
-        labels = targets[:, kept].flatten()
-        total = torch.nn.functional.cross_entropy(
-            outputs.logits.flatten(0, 1).float(),
-            labels,
-            ignore_index=IGNORED_LABEL,
-            reduction="sum",
-        )
-        count = (
-            (labels != IGNORED_LABEL).sum() if num_items_in_batch is None else num_items_in_batch
-        )
-        loss = total / count
+        labelled = targets != IGNORED_LABEL
+        outputs = model(**inputs, use_cache=False)
+        # Without its head the model calls hidden states logits.
+        hidden, labels = outputs.logits[:, :-1][labelled], targets[labelled]
+        total = head.summed_loss(hidden, self._head.weight, labels)
+        loss = total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
@@ -133,15 +129,19 @@ class AdapterTrainer(SFTTrainer):
 
 
 def configuration(
-    hyperparameters: Hyperparameters, *, seed: int, output_directory: Path
+    hyperparameters: Hyperparameters, *, seed: int, output_directory: Path, max_steps: int | None
 ) -> SFTConfig:
-    """TRL's settings for a run: what callbacks do by themselves is switched off here."""
+    """TRL's settings for a run: what callbacks do by themselves is switched off here.
+
+    `max_steps` wins over the number of epochs.
+    """
     on_gpu = torch.cuda.is_available()  # not tried on a GPU
     dtype, _ = precision.choose()
     return SFTConfig(
         output_dir=str(output_directory),
         seed=seed,
         num_train_epochs=hyperparameters.num_train_epochs,
+        max_steps=-1 if max_steps is None else max_steps,
         learning_rate=hyperparameters.learning_rate,
         per_device_train_batch_size=hyperparameters.per_device_train_batch_size,
         per_device_eval_batch_size=hyperparameters.per_device_train_batch_size,

@@ -12,12 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 from datasets import Dataset
 from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from appliance import batch, durable
+from appliance.compute import LENGTH_MULTIPLE
 from appliance.errors import ChildFailed
 from appliance.records import TrainingResult, TrainingSpec
 from appliance.training import (
@@ -63,11 +65,15 @@ def train(directory: Path, reporter: batch.Reporter) -> TrainingResult:
     return TrainingResult(
         steps=run.state.global_step,
         epochs=run.state.epoch,
-        trained_tokens=spec.hyperparameters.num_train_epochs * sum(map(_length, train_rows)),
+        trained_tokens=int(run.state.num_input_tokens_seen),
         train_loss=callbacks.mean_training_loss(run.state),
         validation_loss=_last_validation_loss(run.state),
         seconds=time.monotonic() - started_at,
         end_of_turn_token_id=end_of_turn_id,
+        planned_tokens=spec.hyperparameters.num_train_epochs * sum(map(_length, train_rows)),
+        planned_validations=(
+            callbacks.validations(spec.hyperparameters.num_train_epochs) if validation_rows else 0
+        ),
     )
 
 
@@ -121,10 +127,16 @@ def _trainer(
     root = directory / CHECKPOINTS
     return trainer.AdapterTrainer(
         checkpoint_root=root,
-        args=trainer.configuration(spec.hyperparameters, seed=spec.seed, output_directory=root),
+        args=trainer.configuration(
+            spec.hyperparameters,
+            seed=spec.seed,
+            output_directory=root,
+            max_steps=spec.max_steps,
+        ),
         callbacks=[
             callbacks.Schedule(
                 validate=parts["eval_dataset"] is not None,
+                cut_short=spec.max_steps is not None,
                 checkpoint_seconds=spec.checkpoint_seconds,
             ),
             callbacks.Progress(reporter),
@@ -136,8 +148,8 @@ def _trainer(
 def _dataset(examples: list[rows.Example]) -> Dataset:
     return Dataset.from_dict(
         {
-            "input_ids": [example.input_ids for example in examples],
-            "labels": [example.labels for example in examples],
+            "input_ids": [numpy.frombuffer(each.input_ids, numpy.int32) for each in examples],
+            "labels": [numpy.frombuffer(each.labels, numpy.int32) for each in examples],
         }
     )
 
@@ -147,7 +159,7 @@ def _collator(tokenizer: Any, end_of_turn_id: int) -> DataCollatorForLanguageMod
     # the end of turn is a second lock on the same door.
     candidates = (tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.bos_token_id, 0, 1)
     pad_id = next(i for i in candidates if i is not None and i != end_of_turn_id)
-    return DataCollatorForLanguageModeling(pad_token_id=pad_id)
+    return DataCollatorForLanguageModeling(pad_token_id=pad_id, pad_to_multiple_of=LENGTH_MULTIPLE)
 
 
 def _train(directory: Path, run: trainer.AdapterTrainer, reporter: batch.Reporter) -> None:

@@ -14,6 +14,7 @@ from tests.daemon_process import error_of, ok
 ROUTES = [
     ("DELETE", "/api/v1/keys/{key_id}"),
     ("DELETE", "/v1/files/{file_id}"),
+    ("GET", "/api/v1/hardware"),
     ("GET", "/api/v1/keys"),
     ("GET", "/api/v1/models"),
     ("GET", "/healthz"),
@@ -60,7 +61,7 @@ def test_every_route_is_in_the_table(tmp_path):
         if not path.startswith("/schema") and method != "OPTIONS"
     }
     assert ours == set(ROUTES)
-    assert len(ROUTES) == 20
+    assert len(ROUTES) == 21
 
 
 @pytest.mark.parametrize("key", [None, "sk-wrong", "x" * 5000, "é"])
@@ -76,7 +77,7 @@ def test_no_route_but_one_answers_without_a_known_key(shared_daemon, tmp_path, k
             asked += 1
             error = error_of(client.request(method, filled), 401)
             assert error["code"] in ("missing_api_key", "invalid_api_key"), (method, path)
-    assert asked == 40
+    assert asked == 42
 
 
 def test_health_needs_no_key_and_tells_nothing(shared_daemon):

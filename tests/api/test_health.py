@@ -24,6 +24,10 @@ def test_readiness_names_what_is_missing(state_dir):
     assert answer.json()["checks"]["database"] == "ok"
 
 
+# As the fake engine tells it.
+LOAD = {"running": 1, "waiting": 2, "cells": 42}
+
+
 def test_metrics_count_requests_tokens_jobs_and_models(shared_daemon):
     ok(shared_daemon.chat("one two three"))
     before = metrics(shared_daemon)
@@ -36,6 +40,8 @@ def test_metrics_count_requests_tokens_jobs_and_models(shared_daemon):
     assert after[posted] == before[posted] + 1
     assert f'appliance_model_requests{{model="{BASE}"}}' in after
     assert sum(name.startswith("appliance_jobs{") for name in after) == 6
+    told = {name: after[f'appliance_engine_{name}{{model="{BASE}"}}'] for name in LOAD}
+    assert told == LOAD
 
 
 def metrics(daemon) -> dict[str, float]:
@@ -87,4 +93,4 @@ def test_interface_describes_itself(shared_daemon):
     operations = [
         each["operationId"] for path in described["paths"].values() for each in path.values()
     ]
-    assert len(operations) == len(set(operations)) == 20
+    assert len(operations) == len(set(operations)) == 21

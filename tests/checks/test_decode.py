@@ -44,6 +44,12 @@ def test_starter_answers_when_nothing_has_been_imported(
     assert f"{decode.MAX_TOKENS} tokens" in found.found
 
 
+def test_looking_makes_no_state_directory(settings: Settings, starters: Path) -> None:
+    found = asyncio.run(decode.check(settings))
+    assert "no model yet" in found.found
+    assert not settings.state_dir.exists()
+
+
 @pytest.mark.llama
 def test_imported_model_that_is_no_gguf_fails_the_check(settings: Settings, starters: Path) -> None:
     add_base(settings.state_dir)

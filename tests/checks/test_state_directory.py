@@ -13,13 +13,24 @@ from appliance.errors import ConfigurationError
 from appliance.settings import Settings
 
 
-def test_writable_directory_is_made_and_ok(
+def test_writable_directory_is_ok(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(state_directory, "COMFORTABLE_BYTES", 1)
+    settings.state_dir.mkdir()
+    found = asyncio.run(state_directory.check(settings))
+    assert (found.outcome, found.next_step) == ("ok", None)
+    assert "will make" not in found.found
+    assert list(settings.state_dir.iterdir()) == []
+
+
+def test_directory_that_is_not_there_is_left_to_the_daemon(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(state_directory, "COMFORTABLE_BYTES", 1)
-    found = asyncio.run(state_directory.check(settings))
-    assert (found.outcome, found.next_step) == ("ok", None)
-    assert list(settings.state_dir.iterdir()) == []
+    elsewhere = msgspec.structs.replace(settings, state_dir=settings.state_dir / "a" / "b")
+    found = asyncio.run(state_directory.check(elsewhere))
+    assert found.outcome == "ok"
+    assert "which the daemon will make" in found.found
+    assert not settings.state_dir.exists()
 
 
 def test_little_room_is_a_warning(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:

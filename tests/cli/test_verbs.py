@@ -73,6 +73,13 @@ def test_files_are_uploaded_listed_and_deleted(told, train_file):
     assert told("files", "delete", file["id"])["deleted"] is True
 
 
+def test_what_is_made_is_printed_as_its_id_alone(call, told, train_file):
+    file_id = call("files", "upload", str(train_file)).stdout.removesuffix("\n")
+    assert file_id in [each["id"] for each in told("files", "list")]
+    job_id = call("jobs", "create", BASE, file_id).stdout.removesuffix("\n")
+    assert told("jobs", "follow", job_id)["status"] == "succeeded"
+
+
 def test_job_is_created_followed_and_shown(told, call, train_file, tmp_path):
     file = told("files", "upload", str(train_file))
     options = tmp_path / "options.json"
@@ -168,6 +175,7 @@ def test_doctor_reports_every_check(call):
         "state directory",
         "accelerator",
         "converter",
+        "allocator",
         "4-bit training",
         "llama.cpp decode",
     ]
@@ -181,10 +189,10 @@ def test_doctor_reports_what_it_cannot_even_look_at(call, tmp_path):
     (tmp_path / "file").write_text("")
     done = call("doctor", "--json", "-", "--state-dir", str(tmp_path / "file" / "state"))
     findings = {each["check"]: each for each in json.loads(done.stdout)}
-    assert len(findings) == 5
-    for check in ("state directory", "llama.cpp decode"):
-        assert findings[check]["outcome"] == "failed"
-        assert "--state-dir" in findings[check]["next_step"]
+    assert len(findings) == 6
+    found = findings["state directory"]
+    assert found["outcome"] == "failed"
+    assert "--state-dir" in found["next_step"]
     assert done.returncode == 1
 
 
@@ -306,6 +314,7 @@ def test_help_names_every_setting_and_verb(call):
         "demo",
         "doctor",
         "profile",
+        "fit",
         "chat",
         "files",
         "jobs",
@@ -313,3 +322,15 @@ def test_help_names_every_setting_and_verb(call):
         "keys",
     ):
         assert verb in verbs
+
+
+def test_names_that_look_like_emoji_stay_what_they_are(call, told, train_file):
+    job = told(
+        "jobs", "create", BASE, told("files", "upload", str(train_file))["id"], "--suffix", "star"
+    )
+    done = call("jobs", "follow", job["id"])
+    name = f"ft:{BASE}:local:star:{job['id'][-8:]}"
+    assert name in done.stdout
+    assert name in done.stderr
+    assert name in call("models", "list").stdout
+    assert name in call("jobs", "show", job["id"]).stdout

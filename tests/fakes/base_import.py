@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from appliance import batch, durable
@@ -18,7 +19,11 @@ def main(directory: Path, reporter: batch.Reporter) -> ImportResult:
     behaviour.act(source.read_text().strip(), directory, reporter)
     hf = directory / "hf"
     hf.mkdir(exist_ok=True)
-    durable.write_json(hf / "config.json", {"source": source.read_text()})
+    config = {"source": source.read_text()}
+    if source.read_text().startswith("{"):
+        # A configuration that says what memory the model takes.
+        config |= json.loads(source.read_text())
+    durable.write_json(hf / "config.json", config)
     reporter.report("imported", f"imported {spec.name}")
     return ImportResult(
         architecture="FakeForCausalLM",

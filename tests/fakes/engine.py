@@ -23,7 +23,17 @@ from pathlib import Path
 
 from appliance import process
 from appliance.engine import protocol
-from appliance.engine.protocol import Cancel, Delta, Failed, Finished, Generate, Loaded, Loading
+from appliance.engine.protocol import (
+    Cancel,
+    Delta,
+    Failed,
+    Finished,
+    Generate,
+    Likelihood,
+    Load,
+    Loaded,
+    Loading,
+)
 
 PIECE_SECONDS = 0.05
 
@@ -59,6 +69,7 @@ class FakeEngine:
                     self.send(Loading(progress=tenth / 10))
                     time.sleep(PIECE_SECONDS)
         self.send(Loaded(n_ctx=self.n_ctx, n_vocab=100, description="fake", context_length=2048))
+        self.send(Load(running=1, waiting=2, cells=42))
 
     def read(self) -> None:
         stream = self.connection.makefile("rb")
@@ -97,7 +108,7 @@ class FakeEngine:
                 reason = "length"
                 break
             count += 1
-            self.send(Delta(id=request.id, text=piece))
+            self.send(Delta(id=request.id, text=piece, likelihoods=likelihoods(request, piece)))
         self.note(f"finish {request.id}")
         self.send(
             Finished(
@@ -131,11 +142,20 @@ class FakeEngine:
             yield from (piece for piece in f"{self.model['name']}: {asked}".split(" "))
 
 
+def likelihoods(request: Generate, piece: str) -> list[Likelihood]:
+    """As if each piece were a token."""
+    top = request.sampling.top_logprobs
+    if top is None:
+        return []
+    others = [(f"t{index}".encode(), -float(index)) for index in range(top)]
+    return [Likelihood(piece=piece.encode(), logprob=-0.5, top=others)]
+
+
 def main() -> None:
     process.die_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("gguf", type=Path)
-    for name in ("--n-ctx", "--threads", "--socket-fd"):
+    for name in ("--n-ctx", "--threads", "--slots", "--socket-fd"):
         parser.add_argument(name, type=int, required=True)
     arguments = parser.parse_args()
     connection = socket.socket(fileno=arguments.socket_fd)

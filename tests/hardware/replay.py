@@ -145,6 +145,7 @@ def leaves(values: Recorded, path: str = "") -> Iterator[str]:
 def document() -> str:
     """docs/devices.md: what each recorded device is taken for, and how much of the record has a source."""
     rows = []
+    unverified: dict[str, set[str]] = {}
     for path in DEVICES:
         recorded = read(path)
         told = profile_of_recorded(path)
@@ -153,12 +154,37 @@ def document() -> str:
         device, chosen = told["device"], told["profile"]
         gpus = ", ".join(gpu["name"] for gpu in device["nvml"]["gpus"]) or "none"
         gib = told["memory_bytes"] / (1 << 30)
+        assumed = {
+            name for name, source in recorded["sources"].items() if source.startswith("assumed: ")
+        }
+        unverified.setdefault(chosen["name"], set()).update(assumed | _untried(chosen))
         rows.append(
             f"| {recorded['title']} | {gpus} | {gib:.1f} | `{chosen['name']}` | {told['reason']} "
             f"| {sourced} of {len(sources)} |"
         )
-    return _HEAD + "\n".join(rows) + "\n"
+    lists = (f"- `{name}`: {', '.join(sorted(what))}" for name, what in sorted(unverified.items()))
+    return _HEAD + "\n".join(rows) + "\n" + _UNVERIFIED + "\n".join(lists) + "\n"
 
+
+def _untried(profile: Recorded) -> set[str]:
+    """What no test of this project has seen on such a device."""
+    if profile["family"] == "cpu":
+        return set()
+    limits = "the pause at its thermal limit"
+    without = "no thermal limit is known, so no job pauses"
+    return {
+        "training, release and serving on it",
+        "the memory that training takes there",
+        limits if profile["thermal_limit_celsius"] else without,
+    }
+
+
+_UNVERIFIED = """
+## What could not be verified
+
+By profile: values of the records above that are assumed, and what was never run on such a device.
+
+"""
 
 _HEAD = """# Devices and their profiles
 

@@ -120,9 +120,24 @@ def test_group_that_is_full_leaves_nothing(root):
     assert found.memory_available_bytes == 0
 
 
+def test_garbage_counts_for_nothing(root):
+    found = host.read(
+        root(
+            {
+                "proc/self/cgroup": "nonsense\n0::/unit\n",
+                "sys/fs/cgroup/unit/memory.max": str(GIB),
+                "sys/fs/cgroup/unit/memory.current": "9" * 5000,
+                "sys/fs/cgroup/unit/memory.stat": "inactive_file many\ninactive_file\n",
+                "sys/fs/cgroup/unit/cpu.max": "100000 0\n",
+            }
+        )
+    )
+    assert (found.memory_bytes, found.memory_available_bytes, found.cpus) == (GIB, GIB, 4.0)
+
+
 def test_host_that_shows_no_memory_is_refused(root):
     with pytest.raises(ConfigurationError, match="MemTotal"):
-        host.read(root({"proc/meminfo": "Nothing: 1 kB\n"}))
+        host.read(root({"proc/meminfo": "Nothing: 1 kB\nMemTotal: many kB\n"}))
 
 
 def test_this_machine_is_read():

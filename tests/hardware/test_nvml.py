@@ -93,3 +93,48 @@ def test_versions_are_told(tmp_path):
         "570.12",
         "12.8",
     )
+
+
+BOTH = ({**GPU, "uuid": "GPU-aa11"}, {**GPU, "uuid": "GPU-bb22", "memory_total": 10 << 30})
+
+
+@pytest.mark.parametrize(
+    ("visible", "seen"),
+    [
+        ("GPU-bb22", ["GPU-bb22"]),
+        ("GPU-b", ["GPU-bb22"]),
+        ("GPU-bb22, GPU-aa11", ["GPU-aa11", "GPU-bb22"]),
+        ("", []),
+        ("-1", []),
+    ],
+)
+def test_gpus_that_the_operator_leaves_out_do_not_count(tmp_path, monkeypatch, visible, seen):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = told(tmp_path, *BOTH)["device"]["nvml"]
+    assert [gpu["uuid"] for gpu in found["gpus"]] == seen
+    assert found["problems"] == []
+
+
+def test_name_of_no_gpu_is_a_problem(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-cc")
+    found = told(tmp_path, *BOTH)["device"]["nvml"]
+    assert found["gpus"] == []
+    assert found["problems"] == ["CUDA_VISIBLE_DEVICES names no GPU that is there: 'MIG-cc'"]
+
+
+@pytest.mark.parametrize("visible", ["1", "GPU-aa11,1", "0,-1"])
+def test_gpus_chosen_by_number_are_a_problem(tmp_path, monkeypatch, visible):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    found = told(tmp_path, *BOTH)["device"]["nvml"]
+    assert len(found["gpus"]) == 2
+    (problem,) = found["problems"]
+    assert "by their UUIDs" in problem
+    assert visible in problem
+
+
+def test_gpu_without_bfloat16_is_a_problem_and_still_counts(tmp_path):
+    old = {**GPU, "name": "Tesla T4", "memory_total": 15 << 30, "compute_capability": "7.5"}
+    found = told(tmp_path, old)["device"]["nvml"]
+    assert len(found["gpus"]) == 1
+    (problem,) = found["problems"]
+    assert problem.startswith("GPU 0: compute capability 7.5 has no bfloat16")

@@ -123,8 +123,17 @@ def test_operators_file_is_only_optional_at_its_usual_place(load, tmp_path, monk
 def test_operators_faults_are_told_at_once(load, tmp_path):
     profile = load(family=FAMILY)["family"]
     path = tmp_path / "override"
-    path.write_text('n_ctx = "many"\nmemory_gib = 99\nsped = 1')
+    path.write_text('n_ctx = "many"\nmemory_gib = 99\nsped = 1\ntechnique = "full"')
     with pytest.raises(ConfigurationError) as caught:
         profiles.override(profile, path)
+    assert "technique: should be one of qlora, lora, found 'full'" in caught.value.message
     for words in ("n_ctx: ", "memory_gib: is the profile's own", "sped: there is no such"):
         assert words in caught.value.message
+
+
+@pytest.mark.parametrize("size", ["inf", "nan", "-1", "1e308", "true"])
+def test_reserve_that_is_no_size_is_refused(load, tmp_path, size):
+    path = tmp_path / "override"
+    path.write_text(f"os_reserve_gib = {size}")
+    with pytest.raises(ConfigurationError, match="os_reserve_gib"):
+        profiles.override(load(family=FAMILY)["family"], path)

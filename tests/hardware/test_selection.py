@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+
+import msgspec
 import pytest
 
 from appliance.errors import ConfigurationError
@@ -20,7 +23,7 @@ def device(*gpus: Gpu) -> Device:
         cpus=2,
         memory_bytes=16 * GIB,
         memory_available_bytes=8 * GIB,
-        memory_limited=False,
+        installed_bytes=16 * GIB,
     )
     return Device(
         host=host, disk=Disk(total_bytes=1, free_bytes=1), nvml=Nvml(gpus=gpus), tegra=None
@@ -33,7 +36,7 @@ def gpu(gib: float | None, name: str = "NVIDIA Unheard Of") -> Gpu:
 
 
 def test_profile_asked_for_by_name_wins():
-    profile, reason, known = selection.choose(device(), AVAILABLE, "h200")
+    profile, reason, known = selection.choose(device(gpu(80)), AVAILABLE, "h200")
     assert (profile.name, known) == ("h200", True)
     assert "asked for" in reason
 
@@ -75,6 +78,33 @@ def test_limits_of_one_device_are_never_anothers(family):
     ]
     assert classes
     assert all(each.thermal_limit_celsius is None for each in classes)
+
+
+@pytest.mark.parametrize(("asked", "gpus"), [("h200", ()), ("cpu", (24,)), ("gb10", (24,))])
+def test_profile_of_another_family_is_refused(asked, gpus):
+    with pytest.raises(ConfigurationError) as caught:
+        selection.choose(device(*map(gpu, gpus)), AVAILABLE, asked)
+    assert caught.value.code == "profile_of_another_family"
+
+
+@pytest.mark.parametrize(
+    ("asked", "gib", "family", "problems"),
+    [("auto", 2, "cpu", 1), ("auto", 24, "discrete", 0), ("cpu", 24, "cpu", 0)],
+)
+def test_gpu_that_is_too_small_or_not_wanted_is_not_used(
+    settings, monkeypatch, asked, gib, family, problems
+):
+    card = msgspec.structs.replace(gpu(gib, "NVIDIA GeForce GT 1030"), uuid="GPU-1")
+    monkeypatch.setattr(selection, "probe", lambda *_: device(card))
+    found = selection.select(msgspec.structs.replace(settings, profile=asked))
+    assert (found.device.family, found.profile.family) == (family, family)
+    assert found.machine.device_bytes == found.device.memory_bytes - round(
+        found.profile.os_reserve_gib * GIB
+    )
+    assert len(found.device.nvml.problems) == problems
+    assert all("GT 1030 has 2.0 GiB" in each for each in found.device.nvml.problems)
+    selection.show_only_the_gpu(found.device)
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == ("GPU-1" if family == "discrete" else "")
 
 
 def test_gpu_too_small_for_every_profile_is_refused():

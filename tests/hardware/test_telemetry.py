@@ -16,6 +16,7 @@ GPU = {
     "power_mw": 68500,
     "utilization": 97,
     "sm_clock_mhz": 1590,
+    "throttle_reasons": 0,
 }
 
 
@@ -33,6 +34,7 @@ def now(tmp_path, *gpus, files=()):
 def test_everything_that_a_gpu_says_is_read(tmp_path):
     assert now(tmp_path, GPU) == [
         {
+            "device": "gpu0",
             "name": "NVIDIA L4",
             "utilization_percent": 97.0,
             "memory_used_bytes": 3 << 30,
@@ -42,6 +44,12 @@ def test_everything_that_a_gpu_says_is_read(tmp_path):
             "throttled_by": [],
         }
     ]
+
+
+def test_gpus_of_one_name_are_told_apart(tmp_path):
+    readings = now(tmp_path, GPU, {**GPU, "temperature": 50})
+    told = [(each["device"], each["temperature_celsius"]) for each in readings]
+    assert told == [("gpu0", 71.0), ("gpu1", 50.0)]
 
 
 @pytest.mark.parametrize(
@@ -60,15 +68,15 @@ def test_reasons_for_being_slow_are_named(tmp_path, reasons, expected):
 
 @pytest.mark.parametrize("error", ["NOT_SUPPORTED", "!4", "!15", "!999"])
 def test_what_cannot_be_read_is_none_and_the_rest_still_counts(tmp_path, error):
-    (reading,) = now(tmp_path, {**GPU, "power_mw": error, "sm_clock_mhz": error})
-    assert (reading["power_watts"], reading["sm_clock_mhz"]) == (None, None)
+    (reading,) = now(tmp_path, {**GPU, "power_mw": error, "throttle_reasons": error})
+    assert (reading["power_watts"], reading["throttled_by"]) == (None, None)
     assert reading["temperature_celsius"] == 71.0
 
 
 def test_library_that_answers_zeros_has_measured_nothing(tmp_path):
     zeros = {**GPU, "temperature": 0, "power_mw": 0, "utilization": 0, "memory_total": 0}
     (reading,) = now(tmp_path, zeros)
-    assert set(map(str, reading.values())) == {"NVIDIA L4", "None", "[]"}
+    assert set(map(str, reading.values())) == {"gpu0", "NVIDIA L4", "None"}
 
 
 def test_memory_that_is_the_hosts_is_not_the_gpus(tmp_path):
@@ -94,10 +102,25 @@ JETSON = {
 
 def test_jetson_is_read_from_its_files(tmp_path):
     (reading,) = now(tmp_path, files=JETSON)
-    assert reading["name"] == "board"
+    assert (reading["device"], reading["name"]) == ("board", "board")
     assert reading["utilization_percent"] == 87.3
     assert reading["temperature_celsius"] == 57.25
     assert reading["power_watts"] == 7.5
+
+
+@pytest.mark.parametrize(("missing", "watts"), [(None, 21.0), ("VIN_SYS_5V0", None)])
+def test_board_without_one_rail_for_all_takes_the_sum_of_its_own(tmp_path, missing, watts):
+    files = {"sys/devices/platform/gpu.0/load": "1\n"}
+    rails = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0", "VDDQ_VDD2_1V8AO")
+    for number, rail in enumerate(rails, start=1):
+        if rail != missing:
+            files |= {
+                f"{SENSOR}/in{number}_label": f"{rail}\n",
+                f"{SENSOR}/in{number}_input": "5000\n",
+                f"{SENSOR}/curr{number}_input": "1400\n",
+            }
+    (reading,) = now(tmp_path, files=files)
+    assert reading["power_watts"] == watts
 
 
 def test_junction_temperature_counts_where_it_is_given(tmp_path):
@@ -131,3 +154,10 @@ def test_every_recorded_device_says_what_its_record_says(path):
         celsius = gpu["temperature"]
         expected = float(celsius) if celsius not in ("NOT_SUPPORTED", 0) else None
         assert reading["temperature_celsius"] == expected
+
+
+def test_temperature_that_no_chip_has_is_none(tmp_path):
+    # Below zero, taken for a number without a sign.
+    (reading,) = now(tmp_path, {**GPU, "temperature": (1 << 32) - 5})
+    assert reading["temperature_celsius"] is None
+    assert reading["power_watts"] == 68.5

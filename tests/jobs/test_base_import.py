@@ -6,16 +6,30 @@ import asyncio
 import fcntl
 import hashlib
 import json
+import os
+import re
+import threading
 
+import msgspec
 import pytest
 
-from appliance import durable
-from appliance.errors import ApplianceError, Busy, ChildFailed, InvalidInput, WrongState
-from appliance.hardware import profiles
+from appliance import daemon, durable
+from appliance.cli import models
+from appliance.errors import (
+    ApplianceError,
+    Busy,
+    ChildFailed,
+    InvalidInput,
+    WrongState,
+)
+from appliance.hardware import selection
+from appliance.hardware.fit import needs, shapes
+from appliance.hardware.lease import GIB, Ledger
 from appliance.jobs.base_import import import_base
 from appliance.records import ImportSpec
 from appliance.store.store import Store
 from tests.fakes import PROGRAMS
+from tests.hardware.fit.test_shapes import LLAMA
 
 
 @pytest.fixture(autouse=True)
@@ -33,20 +47,36 @@ def store(state_dir):
 
 
 @pytest.fixture
-def run(store, settings, tmp_path):
+def selected(settings):
+    """This box, with 2.5 GiB of which the profile leaves 2 to the operating system."""
+    found = selection.select(settings)
+    host = msgspec.structs.replace(
+        found.device.host, installed_bytes=5 * GIB // 2, memory_bytes=5 * GIB // 2
+    )
+    device = msgspec.structs.replace(found.device, host=host)
+    return msgspec.structs.replace(found, device=device)
+
+
+@pytest.fixture
+def ledger(store, selected):
+    return Ledger(store.directory / "leases", selected.machine.device_bytes)
+
+
+@pytest.fixture
+def run(store, settings, selected, ledger, tmp_path):
     """`run(content, name)`: import a source with this content; returns the base and what was told."""
 
     def through(content: str = "weights", name: str = "tiny"):
         source = tmp_path / "source.gguf"
         source.write_text(content)
         spec = ImportSpec(name=name, source=str(source), licence="mit", origin="a stick")
-        profile = profiles.load_all(settings.profile_dir)["cpu"]
         told: list[str] = []
         base = asyncio.run(
             import_base(
                 store,
                 settings,
-                profile,
+                selected,
+                ledger,
                 PROGRAMS,
                 spec,
                 lambda lines: told.extend(line.message for line in lines),
@@ -153,9 +183,50 @@ def test_what_a_killed_import_left_is_removed(store, run):
     assert leftovers(store) == []
 
 
-def test_missing_source_is_told(store, settings):
-    profile = profiles.load_all(settings.profile_dir)["cpu"]
+def test_missing_source_is_told(store, settings, selected, ledger):
     spec = ImportSpec(name="x", source="/no/such/file", licence="", origin="")
     with pytest.raises(ApplianceError) as caught:
-        asyncio.run(import_base(store, settings, profile, PROGRAMS, spec, lambda lines: None))
+        asyncio.run(
+            import_base(store, settings, selected, ledger, PROGRAMS, spec, lambda lines: None)
+        )
     assert caught.value.code == "no_such_source"
+
+
+def test_state_directory_that_an_import_makes_is_the_services_alone(
+    settings, tmp_path, monkeypatch
+):
+    elsewhere = msgspec.structs.replace(settings, state_dir=tmp_path / "new")
+    monkeypatch.setattr(daemon, "PROGRAMS", PROGRAMS)
+    source = tmp_path / "source.gguf"
+    source.write_text("weights")
+    models.import_base(elsewhere, source, "tiny", "mit", "a stick")
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+
+
+def small(layers: int) -> str:
+    """A model whose release takes about 0.25 GiB without any layers, and 0.02 more for each."""
+    return json.dumps({**LLAMA, "vocab_size": 64, "num_hidden_layers": layers})
+
+
+def test_model_that_is_too_large_to_be_quantized_is_refused_with_both_numbers(store, run):
+    with pytest.raises(InvalidInput, match=r"quantizing tiny needs .* has 0\.50 GiB") as caught:
+        run(small(40))
+    assert caught.value.code == "does_not_fit"
+    assert store.catalog.bases() == []
+    assert leftovers(store) == []
+
+
+def test_import_takes_its_share_of_the_memory(store, run, ledger):
+    source = small(1)
+    needed = needs.release_bytes(shapes.of_config(json.loads(source)))
+    held = ledger.grant("ftjob-7", "training", ledger.capacity_bytes - needed + 1)
+    ends = threading.Timer(3, os.close, (held.descriptor,))
+    ends.start()
+    _, told = run(source)
+    waited = re.compile("Waiting for memory: release of import of tiny needs .* held by ftjob-7 .*")
+    assert told[0] == "imported tiny"
+    assert waited.fullmatch(told[1])
+    assert told[2] == "wrote model-Q4_K_M.gguf"
+    with ledger.grant("ftjob-7", "training", ledger.capacity_bytes - needed):
+        run(small(1).replace("{", "{ ", 1), "other")
+    assert ledger.holdings() == []

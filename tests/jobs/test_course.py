@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 
 from appliance.hardware import profiles
+from appliance.hardware.fit.machine import machine_of
+from appliance.hardware.lease import Ledger
+from appliance.hardware.probe import probe
 from appliance.jobs.create import create
 from appliance.jobs.request import FineTuningRequest
 from appliance.settings import CHECKOUT
 from appliance.store.store import Store
 from tests.daemon_process import BASE, error_of, group_members, ok, rows, wait_for
+from tests.hardware.test_telemetry import GPU
 
 
 def messages(daemon, job):
@@ -51,6 +55,8 @@ def test_job_ends_in_a_model_that_answers(shared_daemon):
     assert done["finished_at"] >= done["created_at"]
     assert done["estimated_finish"] is None
     assert done["error"] == {"code": None, "message": None, "param": None}
+    # This device does not tell its power.
+    assert done["appliance"]["energy"] is None
     assert (done["seed"], done["metadata"]) == (7, {"k": "v"})
     answer = ok(shared_daemon.chat("hello", model=name))
     assert answer["choices"][0]["message"]["content"] == f"{name}:hello"
@@ -61,6 +67,7 @@ def test_history_tells_each_step_once_and_in_order(shared_daemon):
     job = shared_daemon.create_job()
     shared_daemon.wait_for_job(job["id"], "succeeded")
     told = messages(shared_daemon, job)
+    assert told.pop(1) == "Memory: what this model's family takes cannot be told beforehand"
     assert told[:3] == [
         f"Created fine-tuning job: {job['id']}",
         "Files validated, job queued",
@@ -70,7 +77,7 @@ def test_history_tells_each_step_once_and_in_order(shared_daemon):
     assert told[8:10] == ["wrote model-Q4_K_M.gguf", "wrote model-Q8_0.gguf"]
     assert told[10].startswith("The job has completed")
     assert len(told) == 11
-    types = {event["type"] for event in shared_daemon.events(job["id"])[3:8]}
+    types = {event["type"] for event in shared_daemon.events(job["id"])[4:9]}
     assert types == {"metrics"}
 
 
@@ -132,9 +139,13 @@ def test_waiting_job_without_data_holds_up_neither_the_running_one_nor_those_beh
     files = [daemon.upload(rows(behaviour)) for behaviour in ("hang", "", "")]
     daemon.stop()
     profile = profiles.load_all(CHECKOUT / "firmware_profiles")["cpu"]
+    machine = machine_of(probe(daemon.state_dir), profile)
+    ledger = Ledger(daemon.state_dir / "leases", machine.device_bytes)
     store = Store(daemon.state_dir)
     running, lost, behind = (
-        create(store, profile, FineTuningRequest(model=BASE, training_file=file["id"])).id
+        create(
+            store, profile, machine, ledger, FineTuningRequest(model=BASE, training_file=file["id"])
+        ).id
         for file in files
     )
     store.close()
@@ -272,3 +283,20 @@ def test_job_whose_base_has_gone_fails_with_the_reason(daemon):
     assert done["status"] == "failed"
     assert done["error"]["code"] == "base_model_removed"
     assert BASE in done["error"]["message"]
+
+
+def test_children_see_only_the_gpu_that_is_planned_with(daemon_with, set_gpus):
+    small, large = (
+        {**GPU, "uuid": uuid, "memory_total": gib << 30}
+        for uuid, gib in (("GPU-s", 10), ("GPU-l", 24))
+    )
+    set_gpus(small, large)
+    daemon = daemon_with()
+    ok(daemon.chat("hello"))
+    job = daemon.create_job("hang")
+    trainer = hung_group(daemon, job, "training")
+    log = daemon.state_dir / "base_models" / BASE / "model-Q4_K_M.log"
+    engine = int(log.read_text().split()[1])
+    for pid in (trainer, engine):
+        environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+        assert b"CUDA_VISIBLE_DEVICES=GPU-l" in environment

@@ -65,7 +65,7 @@ BAD = [
     ("appliance", {"quantizations": []}),
     ("appliance", {"quantizations": ["Q2_K"]}),
     ("appliance", {"quantizations": ["Q8_0", "Q8_0"]}),
-    ("appliance", {"policy": "train_first"}),
+    ("appliance", {"policy": "window"}),
     ("appliance", {"validation_fraction": 0.6}),
     ("appliance", {"validation_fraction": -0.1}),
     ("appliance", {"nonsense": 1}),

@@ -3,13 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 
+import msgspec
 import pytest
 
 from appliance import batch, durable
+from appliance.errors import OutOfDisk
 from appliance.jobs import stages
 from appliance.jobs.stages import MetricsTail
 from appliance.records import ReleaseResult, ReleaseSpec
+
+
+class TrainingStub(msgspec.Struct):
+    """A result, and a spec."""
+
+    steps: int
+
+
+# A child that ends at once.
+FINISHING = """
+import sys
+from pathlib import Path
+work = Path(sys.argv[1])
+(work / "metrics.jsonl").write_text(
+    '{"key": "a", "message": "m"}\\n{"key": "last", "message": "m"}\\n'
+)
+(work / "result.json").write_text('{"steps": 3}')
+"""
 
 
 def line(key: str) -> bytes:
@@ -85,3 +106,29 @@ def test_finished_stage_is_not_run_again_but_what_it_said_last_is_passed_on(tmp_
     )
     assert result == finished
     assert told == ["a", "last"]
+
+
+def test_finished_work_outlasts_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(stages, "RETRY_SECONDS", 0.01)
+    finished = TrainingStub(steps=3)
+    program = [sys.executable, "-c", FINISHING]
+    told: list[str] = []
+    full = [OutOfDisk("out_of_disk", "no room")] * 3
+
+    def store(lines):
+        if full:
+            raise full.pop()
+        told.extend(each.key for each in lines)
+
+    result = asyncio.run(
+        stages.run(
+            "a stage",
+            program,
+            tmp_path,
+            finished,
+            TrainingStub,
+            on_progress=store,
+            stall_timeout_seconds=30,
+        )
+    )
+    assert (result, told, full) == (finished, ["a", "last"], [])

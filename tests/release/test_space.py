@@ -40,3 +40,27 @@ def test_a_full_disk_is_told_with_both_numbers(
         releasing.release(tmp_path, batch.Reporter(tmp_path))
     assert failed.value.code == "out_of_disk"
     assert not (tmp_path / "intermediate").exists()
+
+
+@pytest.mark.parametrize("mixes", [("Q4_K_M",), ("Q8_0",), ("Q4_K_M", "Q8_0")])
+def test_room_that_is_predicted_is_the_room_that_is_asked_for(
+    starter: Path, mixes: tuple[str, ...]
+) -> None:
+    from appliance.hardware import stored_base
+    from appliance.hardware.fit import needs
+    from appliance.release import releasing
+
+    base = stored_base.read(starter)
+    assert base is not None
+    asked = releasing.bytes_needed(starter, [Quantization(mix) for mix in mixes], merging=True)
+    assert needs.disk_bytes(base, mixes) == asked
+
+
+def test_results_count_where_they_are_larger_than_the_merged_weights(starter: Path) -> None:
+    from appliance.hardware import stored_base
+    from appliance.hardware.fit import gguf_size, needs
+
+    base = stored_base.read(starter)
+    assert base is not None
+    three, four = (needs.disk_bytes(base, ["F16"] * count) for count in (3, 4))
+    assert four - three == gguf_size.file_bytes(base, "F16") + (32 << 20)

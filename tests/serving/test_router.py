@@ -49,6 +49,7 @@ class Bench:
             path,
             n_ctx=128,
             threads=1,
+            slots=4,
             stall_seconds=self.stall_seconds,
             program=PROGRAMS.engine,
         )

@@ -7,10 +7,12 @@ import sqlite3
 import threading
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import text
+from sqlalchemy import create_engine, text
 
 from appliance.errors import Busy, ConfigurationError, CorruptState, OutOfDisk
 from appliance.store import database as database_module
@@ -48,6 +50,24 @@ def test_migrations_are_one_unbroken_line():
     assert len(revisions) >= 1
     assert len(list(MIGRATIONS.glob("versions/m*.py"))) == len(revisions)
     assert revisions[-1].down_revision is None
+
+
+def test_rows_of_the_first_schema_are_kept(tmp_path):
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    engine = create_engine(f"sqlite:///{tmp_path / 'appliance.db'}")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        old = "'file-1', 1, 'f.jsonl', 'fine-tune', 9, 'digest', 3"
+        names = "id, created_at, filename, purpose, bytes, sha256, rows"
+        connection.execute(text(f"INSERT INTO files ({names}) VALUES ({old})"))
+    engine.dispose()
+    opened = Database(tmp_path / "appliance.db")
+    with opened.reading() as connection:
+        (found,) = connection.execute(text("SELECT id, rows, longest_row_bytes FROM files"))
+    opened.close()
+    assert tuple(found) == ("file-1", 3, None)
 
 
 def test_opening_again_keeps_the_rows(tmp_path):

@@ -9,6 +9,7 @@ import threading
 import pytest
 
 from appliance.errors import InvalidInput, NotFound
+from appliance.records import CheckedRows
 from appliance.store import rows
 
 
@@ -18,7 +19,7 @@ def add(store, content=b"x", filename="f.jsonl", purpose="fine-tune", rows=3):
         filename=filename,
         purpose=purpose,
         limit_bytes=1 << 20,
-        check=lambda path: rows,
+        check=lambda path: CheckedRows(rows=rows, longest_row_bytes=7),
     )
 
 
@@ -34,6 +35,7 @@ def blobs(state_dir):
 def test_stored_file_is_found_as_it_was(store):
     file = add(store, "é".encode(), filename="Ünï\U0001f600.jsonl")
     assert store.files.get(file.id) == file
+    assert file.longest_row_bytes == 7
     assert (file.bytes, file.rows, file.filename) == (2, 3, "Ünï\U0001f600.jsonl")
     assert content_of(store, file) == "é".encode()
 

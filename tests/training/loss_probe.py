@@ -42,7 +42,9 @@ if __name__ == "__main__":
         rows.append({"input_ids": ids, "labels": [-100] * first + ids[first:]})
     run = trainer.AdapterTrainer(
         checkpoint_root=directory,
-        args=trainer.configuration(spec.hyperparameters, seed=1, output_directory=directory),
+        args=trainer.configuration(
+            spec.hyperparameters, seed=1, max_steps=None, output_directory=directory
+        ),
         model=model,
         train_dataset=Dataset.from_list(rows),
         data_collator=DataCollatorForLanguageModeling(pad_token_id=0),
@@ -54,11 +56,13 @@ if __name__ == "__main__":
             parameter.requires_grad
         ):  # a fresh adapter's second half is zero, and so is half its gradient
             torch.nn.init.normal_(parameter, std=0.05)
+    ours = [
+        loss_and_gradient(run.compute_loss, model, batch, num_items_in_batch=items)
+        for items in (None, ITEMS)
+    ]
+    model.get_base_model().set_output_embeddings(run._head)
     found = {
-        "ours": [
-            loss_and_gradient(run.compute_loss, model, batch, num_items_in_batch=items)
-            for items in (None, ITEMS)
-        ],
+        "ours": ours,
         "theirs": [
             loss_and_gradient(
                 SFTTrainer.compute_loss, run, model, dict(batch), num_items_in_batch=items

@@ -167,6 +167,31 @@ def test_a_diverging_run_stops(spec: Spec, tmp_path: Path) -> None:
     assert error_of(tmp_path)["code"] == "training_diverged"
 
 
+def test_a_run_that_is_cut_short_makes_so_many_steps_and_counts_the_whole(
+    spec: Spec, tmp_path: Path
+) -> None:
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    assert run_child(MODULE, whole, spec(num_train_epochs=2)).returncode == 0
+    done = run_child(MODULE, short, {**spec(num_train_epochs=2), "max_steps": 3})
+    assert done.returncode == 0, done.stderr
+
+    lines = reported(short)
+    steps = [line["data"] for line in lines if line["key"].startswith("step:")]
+    assert [each["step"] for each in steps] == [1, 2, 3]
+    assert [each["seconds"] for each in steps] == sorted(each["seconds"] for each in steps)
+    # Once, at the end: validation in between would be measured as training.
+    validations = [line["data"] for line in lines if line["key"].startswith("validation:")]
+    assert [each["step"] for each in validations] == [3]
+    assert validations[0]["seconds"] > steps[-1]["seconds"]
+
+    result, full = result_of(short), result_of(whole)
+    assert result["steps"] == 3
+    assert result["trained_tokens"] == steps[-1]["tokens"] < full["trained_tokens"]
+    assert result["planned_tokens"] == full["planned_tokens"] == full["trained_tokens"]
+    made = [line for line in reported(whole) if line["key"].startswith("validation:")]
+    assert result["planned_validations"] == full["planned_validations"] == len(made)
+
+
 def copy_of(source: Path, destination: Path) -> Path:
     destination.mkdir()
     for path in source.iterdir():

@@ -18,7 +18,7 @@ from appliance.api.openai import upload_form
 from appliance.api.openai.paging import Deleted, Page
 from appliance.datasets import chat_rows
 from appliance.errors import InvalidInput
-from appliance.records import StoredFile
+from appliance.records import CheckedRows, StoredFile
 from appliance.settings import Settings
 from appliance.store.store import Store
 
@@ -158,7 +158,7 @@ def _refuse_expiry(fields: dict[str, str]) -> None:
         )
 
 
-def _check_for(purpose: Purpose) -> Callable[[Path], int | None]:
+def _check_for(purpose: Purpose) -> Callable[[Path], CheckedRows | None]:
     return chat_rows.check_file if purpose == TRAINING else lambda path: None
 
 

@@ -11,11 +11,14 @@ from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK
 
 from appliance.api.openai.paging import Page
+from appliance.hardware.fit.machine import Machine
+from appliance.hardware.lease import Ledger
 from appliance.hardware.profiles import HardwareProfile
 from appliance.jobs.create import create as create_job
 from appliance.jobs.plan import LEARNING_RATE
 from appliance.jobs.request import FineTuningRequest
 from appliance.jobs.runner import JobRunner
+from appliance.jobs.watch import energy_of
 from appliance.records import Job, JobEvent
 from appliance.store.store import Store
 
@@ -69,8 +72,8 @@ class EventObject(msgspec.Struct, kw_only=True):
     object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
 
 
-def to_wire(job: Job) -> JobObject:
-    """A job as OpenAI shows it; "auto" is replaced by what was chosen."""
+def to_wire(store: Store, job: Job) -> JobObject:
+    """A job as OpenAI shows it; "auto" is replaced by what was chosen. Reads a file."""
     chosen = job.plan.hyperparameters
     hyperparameters = {
         "n_epochs": chosen.num_train_epochs,
@@ -98,7 +101,11 @@ def to_wire(job: Job) -> JobObject:
         metadata=job.metadata,
         integrations=[],
         user_provided_suffix=job.suffix,
-        appliance={"requested": job.appliance, "plan": msgspec.to_builtins(job.plan)},
+        appliance={
+            "requested": job.appliance,
+            "plan": msgspec.to_builtins(job.plan),
+            "energy": energy_of(store, job.id),
+        },
     )
 
 
@@ -122,12 +129,18 @@ class FineTuningController(Controller):
 
     @post("/", operation_id="createFineTuningJob", status_code=HTTP_200_OK)
     async def create(
-        self, data: FineTuningRequest, store: Store, profile: HardwareProfile, runner: JobRunner
+        self,
+        data: FineTuningRequest,
+        store: Store,
+        profile: HardwareProfile,
+        machine: Machine,
+        ledger: Ledger,
+        runner: JobRunner,
     ) -> JobObject:
-        """Store the job, which puts it into the queue."""
-        job = await asyncio.to_thread(create_job, store, profile, data)
+        """Store the job, which puts it into the queue; one that cannot fit the device is refused."""
+        job = await asyncio.to_thread(create_job, store, profile, machine, ledger, data)
         runner.wake()
-        return to_wire(job)
+        return await asyncio.to_thread(to_wire, store, job)
 
     @get("/", operation_id="listPaginatedFineTuningJobs", sync_to_thread=True)
     def list(
@@ -138,17 +151,17 @@ class FineTuningController(Controller):
     ) -> Page[JobObject]:
         """List jobs, newest first."""
         found, has_more = store.jobs.page(after=after, limit=limit)
-        return Page([to_wire(job) for job in found], has_more)
+        return Page([to_wire(store, job) for job in found], has_more)
 
     @get("/{job_id:str}", operation_id="retrieveFineTuningJob", sync_to_thread=True)
     def retrieve(self, store: Store, job_id: str) -> JobObject:
         """Describe one job."""
-        return to_wire(store.jobs.get(job_id))
+        return to_wire(store, store.jobs.get(job_id))
 
     @post("/{job_id:str}/cancel", operation_id="cancelFineTuningJob", status_code=HTTP_200_OK)
-    async def cancel(self, runner: JobRunner, job_id: str) -> JobObject:
+    async def cancel(self, store: Store, runner: JobRunner, job_id: str) -> JobObject:
         """Cancel a job; its processes are gone when this answers."""
-        return to_wire(await runner.cancel(job_id))
+        return await asyncio.to_thread(to_wire, store, await runner.cancel(job_id))
 
     @get("/{job_id:str}/events", operation_id="listFineTuningEvents", sync_to_thread=True)
     def events(

@@ -6,9 +6,25 @@ feed-forward blocks, grouped-query attention, no experts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
+
+from appliance.errors import UNDECODABLE
+
+# Larger ones are no model's; their products would not be numbers of bytes any more.
+Size = Annotated[int, Meta(ge=1, le=1 << 24)]
+# Each is gone through by itself; the deepest published have some hundred.
+Layers = Annotated[int, Meta(ge=1, le=1 << 12)]
+# What follows from the family alone, and stands in no configuration.
+_FAMILIES: dict[str, dict[str, bool]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"attention_bias": True},
+    "qwen3": {"query_key_norm": True},
+}
 
 
 class Linear(msgspec.Struct, frozen=True):
@@ -22,13 +38,13 @@ class Linear(msgspec.Struct, frozen=True):
 class ModelShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sizes in elements."""
 
-    hidden_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    head_dim: int
-    intermediate_size: int
-    vocab_size: int
+    hidden_size: Size
+    num_hidden_layers: Layers
+    num_attention_heads: Size
+    num_key_value_heads: Size
+    head_dim: Size
+    intermediate_size: Size
+    vocab_size: Size
     tie_word_embeddings: bool
     # Qwen 2 adds them to queries, keys and values; Qwen 3 normalizes queries and keys instead.
     attention_bias: bool = False
@@ -58,6 +74,10 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             Linear("ffn_down", wide, hidden),
         )
 
+    def adapter_parameters(self, r: int) -> int:
+        """Of an adapter on every linear layer: r inputs and r outputs each (LoRA, arXiv:2106.09685)."""
+        return r * self.num_hidden_layers * sum(each.inputs + each.outputs for each in self.linears)
+
     @property
     def linear_parameters(self) -> int:
         """Parameters of the linear layers of all blocks."""
@@ -83,3 +103,24 @@ class ModelShape(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def parameters(self) -> int:
         """All of them, tied ones counted once."""
         return self.linear_parameters + self.embedding_parameters + sum(self.vectors)
+
+
+def of_config(config: Mapping[str, Any]) -> ModelShape | None:
+    """The shape that a `config.json` describes; None if it is of no family that is known here.
+
+    transformers' own defaults hold for what may be left out: as many key heads as query heads, which share
+    the hidden size among them.
+    """
+    family = _FAMILIES.get(str(config.get("model_type")))
+    if family is None:
+        return None
+    given = {name: config[name] for name in ModelShape.__struct_fields__ if name in config}
+    try:
+        heads = given["num_attention_heads"]
+        given.setdefault("num_key_value_heads", heads)
+        if given.get("head_dim") is None:
+            given["head_dim"] = given["hidden_size"] // heads
+        given.setdefault("tie_word_embeddings", False)
+        return msgspec.convert({**given, **family}, ModelShape)
+    except (KeyError, TypeError, ArithmeticError, *UNDECODABLE):
+        return None

@@ -1,7 +1,7 @@
 """Peak memory of a training on a GPU, as the allocator counts it: what PyTorch calls allocated.
 
 The terms are those of a transformer trained with activation checkpoints, and no constant of them was fitted;
-tests/hardware/fit/test_training_memory.py holds them against published measurements. **Not tried on a GPU
+tests/hardware/fit/test_training_on_gpu.py holds them against published measurements. **Not tried on a GPU
 here.** CPUs are another matter: their allocator and kernels keep other things.
 """
 
@@ -48,6 +48,7 @@ class TrainingSetup(msgspec.Struct, frozen=True, kw_only=True):
     double_quantization: bool = True
     embedding_bytes: int = 2
     residual_bytes: int = 2
+    dropout: bool = False
     adapter_bytes: int = 4
     optimizer_bytes: float = 8.0
     logits: Literal["full", "fused"] = "fused"
@@ -91,14 +92,19 @@ def _block_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
         + 2 * shape.key_value_size
         + 3 * shape.intermediate_size
     )
+    if setup.dropout:
+        # As on a CPU: a mask of each layer's input, in the adapter's format, and inputs that are not shared.
+        inputs = sum(each.inputs for each in shape.linears)
+        width += inputs * (1 if setup.technique == "qlora" else 2) + 4 * shape.hidden_size
     return _BF16_BYTES * setup.tokens * width
 
 
 def _logits_bytes(shape: ModelShape, setup: TrainingSetup) -> int:
     if setup.logits == "full":
         return _FULL_LOGITS_BYTES * setup.tokens * shape.vocab_size
+    # Three 16-bit copies of the hidden states beside it.
     tile = min(setup.tokens, _TILE_POSITIONS) * min(shape.vocab_size, _TILE_VOCABULARY)
-    return tile * _BF16_BYTES + setup.tokens * shape.hidden_size * 6
+    return tile * _BF16_BYTES + 3 * _BF16_BYTES * setup.tokens * shape.hidden_size
 
 
 def _dequantized_bytes(shape: ModelShape, setup: TrainingSetup) -> int:

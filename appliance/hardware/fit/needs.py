@@ -1,0 +1,116 @@
+"""How much memory training, release and serving of a model take on a given machine, and release on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from appliance.compute import padded
+from appliance.hardware.device import Family
+from appliance.hardware.fit import gguf_size, training_on_cpu, training_on_gpu
+from appliance.hardware.fit.kv_cache import KvType, cache_bytes
+from appliance.hardware.fit.machine import Machine
+from appliance.hardware.fit.shapes import ModelShape
+from appliance.records import Hyperparameters, Technique
+
+MIB = 1 << 20
+# What a process takes of a GPU for what is allocated, and for its CUDA context. Published measurements (T4,
+# A100; tests/hardware/fit/test_training_on_gpu.py) are predicted from 6 % under, where they are given in
+# whole GB, to 18 % over. **Not tried on a GPU here.**
+_GPU_RESERVED = 1.15
+_CUDA_CONTEXT_BYTES = 512 * MIB
+# The training process's own memory beside the GPU's: Python, torch and the others.
+_HOST_PROCESS_BYTES = 540 * MIB
+# The engine with its buffers, without file and cache: 60 MiB measured with 135 million parameters, 93 with
+# a billion, whatever the context. llama.cpp copies 4-bit tensors into another order and then needs their
+# part of the file no more.
+_ENGINE_BYTES = 96 * MIB
+# On a GPU all buffers are taken at the start: scores of a batch of 512 tokens over the vocabulary are 0.3 GB
+# for the largest. By arithmetic: **not tried on a GPU here.**
+_ENGINE_ON_GPU_BYTES = _CUDA_CONTEXT_BYTES + 512 * MIB
+# The release child, whose peak is the merge in 32 bits: 858, 1,830 and 5,261 MiB measured with 135, 362 and
+# 1,074 million parameters. A line through the three.
+_RELEASE_PROCESS_BYTES = 250 * MIB
+_RELEASE_BYTES_PER_PARAMETER = 4.85
+# On disk: merged weights and the GGUF that is made of them, both in 32 bits; and what a GGUF holds beside
+# weights, at most.
+_FLOAT32_BYTES = 4
+_GGUF_METADATA_BYTES = 32 * MIB
+
+
+class Data(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows to train on: no row has more tokens than `longest_row_tokens`."""
+
+    longest_row_tokens: int
+    bytes: int
+
+
+def training_bytes(
+    shape: ModelShape, technique: Technique, chosen: Hyperparameters, data: Data, machine: Machine
+) -> int:
+    """Of the device's memory, at the peak."""
+    longest = padded(min(data.longest_row_tokens, chosen.max_length))
+    rows = chosen.per_device_train_batch_size
+    tokens = rows * longest
+    if machine.family == "cpu":
+        return training_on_cpu.peak(
+            shape,
+            training_on_cpu.CpuTraining(
+                technique=technique,
+                tokens=tokens,
+                # To a multiple of 16 tokens at least.
+                padded_rows=rows,
+                r=chosen.r,
+                accumulates=chosen.gradient_accumulation_steps > 1,
+                dropout=chosen.lora_dropout > 0,
+                bfloat16=machine.bfloat16,
+                data_bytes=data.bytes,
+            ),
+        )
+    setup = training_on_gpu.TrainingSetup(
+        technique=technique,
+        tokens=tokens,
+        r=chosen.r,
+        dropout=chosen.lora_dropout > 0,
+        # In 16 bits on a 4-bit base, in 32 on any other: as on a CPU.
+        adapter_bytes=4 if technique == "qlora" else 8,
+    )
+    # As on a CPU, for want of a measurement.
+    mask_bytes = training_on_cpu.MASK_BYTES * rows * longest**2
+    process = gpu_process_bytes(training_on_gpu.allocated_bytes(shape, setup) + mask_bytes)
+    beside = _HOST_PROCESS_BYTES + training_on_cpu.data_bytes(data.bytes)
+    return process + (beside if machine.family == "unified" else 0)
+
+
+def gpu_process_bytes(allocated_bytes: int) -> int:
+    """Of a GPU's memory, as a process that has so much allocated takes it."""
+    return math.ceil(allocated_bytes * _GPU_RESERVED) + _CUDA_CONTEXT_BYTES
+
+
+def release_bytes(shape: ModelShape) -> int:
+    """Of the host's memory: base and adapter are merged in 32 bits, all tensors at once."""
+    return _RELEASE_PROCESS_BYTES + round(shape.parameters * _RELEASE_BYTES_PER_PARAMETER)
+
+
+def disk_bytes(shape: ModelShape, mixes: Sequence[str]) -> int:
+    """Most that a fine-tuned model's release takes on disk at once, its results in `mixes` included.
+
+    The merged weights beside the GGUF in 32 bits; then, without them, that GGUF beside the results.
+    """
+    float_bytes = shape.parameters * _FLOAT32_BYTES
+    results = sum(gguf_size.file_bytes(shape, mix) for mix in mixes)
+    return float_bytes + max(float_bytes, results) + _GGUF_METADATA_BYTES * (1 + len(mixes))
+
+
+def engine_bytes(family: Family) -> int:
+    """Of the device's memory, beside file and cache."""
+    return _ENGINE_BYTES if family == "cpu" else _ENGINE_ON_GPU_BYTES
+
+
+def serving_bytes(
+    shape: ModelShape, file_bytes: int, n_ctx: int, kv_type: KvType, family: Family
+) -> int:
+    """Of the device's memory, with one context; the file is mapped and counts in full."""
+    return file_bytes + cache_bytes(shape, n_ctx, kv_type) + engine_bytes(family)
