@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.errors import UNDECODABLE, InvalidInput
+from appliance.records import CheckedRows
 
 # A line longer than this is no chat example, whatever it is.
 MAX_LINE_BYTES = 4 << 20
@@ -40,15 +41,16 @@ class ChatRow(msgspec.Struct, forbid_unknown_fields=True):
 _decoder = msgspec.json.Decoder(ChatRow)
 
 
-def check_file(path: Path) -> int:
-    """Check every line; returns the number of rows.
+def check_file(path: Path) -> CheckedRows:
+    """Check every line.
 
     Raises InvalidInput that lists the first faults by line number and field.
     """
     faults: list[str] = []
-    row_count = fault_count = 0
+    row_count = fault_count = longest_bytes = 0
     for number, line in _numbered_lines(path):
         row_count += 1
+        longest_bytes = max(longest_bytes, len(line))
         fault = _fault_of(line)
         if fault is not None:
             fault_count += 1
@@ -70,7 +72,7 @@ def check_file(path: Path) -> int:
             "the file should hold chat examples, one a line; it is empty",
             param="file",
         )
-    return row_count
+    return CheckedRows(rows=row_count, longest_row_bytes=longest_bytes)
 
 
 def _numbered_lines(path: Path) -> Iterator[tuple[int, bytes]]:

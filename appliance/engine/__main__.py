@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("gguf", type=Path)
     parser.add_argument("--n-ctx", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--slots", type=int, required=True)
     parser.add_argument("--socket-fd", type=int, required=True)
     arguments = parser.parse_args()
 
@@ -31,6 +32,7 @@ def main() -> None:
         arguments.gguf,
         n_ctx=arguments.n_ctx,
         threads=arguments.threads,
+        slots=arguments.slots,
     )
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+from collections.abc import Sequence
 
-from appliance.engine.protocol import Delta, Finished
+from appliance.engine.protocol import Delta, Finished, Likelihood
 from appliance.errors import ApplianceError, SlowClient
 
 # More than a context of 128k tokens of ordinary text.
 MAX_UNREAD_CHARACTERS = 1 << 20
+# As many characters as a likelihood's bytes and number take.
+LIKELIHOOD_CHARACTERS = 32
 
 
 class Answer:
@@ -22,14 +25,18 @@ class Answer:
     def __init__(self, request_id: int) -> None:
         self._id = request_id
         self._text = io.StringIO()
+        self._likelihoods: list[Likelihood] = []
+        self._unread_characters = 0
         self._end: Finished | ApplianceError | None = None
         self._arrived = asyncio.Event()
 
-    def add(self, text: str) -> None:
+    def add(self, text: str, likelihoods: Sequence[Likelihood] = ()) -> None:
         if self._end is not None:
             return
-        if self._text.tell() + len(text) > MAX_UNREAD_CHARACTERS:
-            self._text = io.StringIO()
+        counts = sum(1 + len(each.top) for each in likelihoods)
+        self._unread_characters += len(text) + counts * LIKELIHOOD_CHARACTERS
+        if self._unread_characters > MAX_UNREAD_CHARACTERS:
+            self._take()
             self.end(
                 SlowClient(
                     "answer_not_read",
@@ -40,6 +47,7 @@ class Answer:
             )
             return
         self._text.write(text)
+        self._likelihoods += likelihoods
         self._arrived.set()
 
     def end(self, how: Finished | ApplianceError) -> None:
@@ -52,14 +60,18 @@ class Answer:
     def ended(self) -> bool:
         return self._end is not None
 
+    def _take(self) -> Delta:
+        taken = Delta(id=self._id, text=self._text.getvalue(), likelihoods=self._likelihoods)
+        self._text, self._likelihoods, self._unread_characters = io.StringIO(), [], 0
+        return taken
+
     async def read(self) -> Delta | Finished:
         """All text that has arrived, else the end; raises what the answer failed with."""
         await self._arrived.wait()
-        if text := self._text.getvalue():
-            self._text = io.StringIO()
+        if self._text.tell() or self._likelihoods:
             if self._end is None:
                 self._arrived.clear()
-            return Delta(id=self._id, text=text)
+            return self._take()
         assert self._end is not None
         if isinstance(self._end, ApplianceError):
             raise self._end

@@ -17,18 +17,13 @@ from appliance import process
 from appliance.engine import protocol
 from appliance.engine.answer import Answer
 from appliance.engine.protocol import (
-    Cancel,
     Delta,
     Failed,
     Finished,
-    Generate,
     Loaded,
-    Loading,
     Message,
     Reply,
-    Request,
     Sampling,
-    Working,
 )
 from appliance.errors import UNDECODABLE, ApplianceError, ChildFailed, InvalidInput, TooLarge
 
@@ -51,6 +46,8 @@ class Engine:
         stall_seconds: float,
     ) -> None:
         self.loaded = loaded
+        self.load = protocol.Load(running=0, waiting=0, cells=0)
+        """What the engine was doing when it said so last."""
         self._stall_seconds = stall_seconds
         self._heard_at = asyncio.get_running_loop().time()
         self._child = child
@@ -89,7 +86,7 @@ class Engine:
         """
         if self._last_words is not None:
             raise self._ended()
-        request = Generate(id=next(self._ids), messages=list(messages), sampling=sampling)
+        request = protocol.Generate(id=next(self._ids), messages=list(messages), sampling=sampling)
         answer = self._answers[request.id] = Answer(request.id)
         try:
             await self._send(request)
@@ -122,7 +119,7 @@ class Engine:
 
     # --- requests ---
 
-    async def _send(self, request: Request) -> None:
+    async def _send(self, request: protocol.Request) -> None:
         self._writer.write(protocol.encode(request))
         # A broken connection is told by the receiver, together with the reason.
         with contextlib.suppress(ConnectionError):
@@ -136,7 +133,7 @@ class Engine:
 
     def _cancel(self, request_id: int) -> None:
         if not self._writer.is_closing():
-            self._writer.write(protocol.encode(Cancel(id=request_id)))
+            self._writer.write(protocol.encode(protocol.Cancel(id=request_id)))
 
     # --- replies ---
 
@@ -153,14 +150,18 @@ class Engine:
         await self._bury()
 
     def _dispatch(self, reply: Reply) -> None:
-        if isinstance(reply, Loading | Loaded | Working):
-            return
-        answer = self._answers.get(reply.id)
-        if answer is None:
-            return  # cancelled, and the engine did not know yet
+        if isinstance(reply, protocol.Load):
+            self.load = reply
+        elif isinstance(reply, Delta | Finished | Failed) and (
+            # Else it was cancelled, and the engine did not know yet.
+            answer := self._answers.get(reply.id)
+        ):
+            self._hand_over(reply, answer)
+
+    def _hand_over(self, reply: Delta | Finished | Failed, answer: Answer) -> None:
         match reply:
             case Delta():
-                answer.add(reply.text)
+                answer.add(reply.text, reply.likelihoods)
                 if answer.ended:
                     self._cancel(reply.id)
             case Finished():
@@ -197,12 +198,15 @@ async def start(
     *,
     n_ctx: int,
     threads: int,
+    slots: int,
     stall_seconds: float = 60,
     program: Sequence[str] = PROGRAM,
+    pass_fds: Sequence[int] = (),
 ) -> Engine:
-    """Start an engine and wait until its model is loaded.
+    """Start an engine and wait until its model is loaded; it keeps the inherited `pass_fds` to its end.
 
-    `name` is for logs and messages; `n_ctx` is cut to what the model was trained with. Raises ChildFailed
+    `name` is for logs and messages; `n_ctx` is cut to what the model was trained with, and shared by the
+    `slots` answers that run at once. Raises ChildFailed
     if the model cannot be loaded, if the process dies, or if loading shows no progress for `stall_seconds`,
     which later holds for answers, too.
     """
@@ -216,18 +220,23 @@ async def start(
                     str(gguf_path),
                     f"--n-ctx={n_ctx}",
                     f"--threads={threads}",
+                    f"--slots={slots}",
                     f"--socket-fd={theirs.fileno()}",
                 ],
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(theirs.fileno(), *pass_fds),
             )
     except BaseException:
         ours.close()
         raise
-    reader, writer = await asyncio.open_unix_connection(sock=ours)
     try:
-        loaded = await _wait_until_loaded(child, reader, stall_seconds)
+        reader, writer = await asyncio.open_unix_connection(sock=ours)
+        try:
+            loaded = await _wait_until_loaded(child, reader, stall_seconds)
+        except BaseException:
+            writer.close()
+            raise
     except BaseException:
-        writer.close()
+        # Whoever gives up, at whatever moment, leaves no process behind.
         await child.stop()
         raise
     return Engine(child, reader, writer, loaded, stall_seconds)
@@ -242,7 +251,7 @@ async def _wait_until_loaded(
             while True:
                 reply = await _read_reply(reader)
                 match reply:
-                    case Loading():
+                    case protocol.Loading():
                         deadline.reschedule(loop.time() + stall_seconds)
                     case Loaded():
                         return reply

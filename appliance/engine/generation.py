@@ -1,75 +1,90 @@
-"""One answer, from prompt to last token, advanced by one decode call at a time.
-
-Knows nothing of threads or of the connection.
-"""
+"""One answer, from prompt to last token. Knows nothing of threads, of the connection or of other answers."""
 
 from __future__ import annotations
 
 import time
 from typing import Literal
 
-from appliance.engine.protocol import Finished, Generate
-from appliance.engine.runtime import N_BATCH, Runtime
-from appliance.engine.sampling import SamplerChain
-from appliance.engine.sequence import CachedSequence
+from appliance.engine.likelihood import likelihood
+from appliance.engine.protocol import Finished, Generate, Likelihood
+from appliance.engine.runtime import Runtime
+from appliance.engine.sampling import Sampler
 from appliance.engine.text import TextStream
 from appliance.errors import InvalidInput
 
 
 class Generation:
-    """The state of one answer. `finished` is set by the step that ends it."""
+    """The state of one answer. `finished` is set by the token that ends it."""
 
-    def __init__(self, request: Generate, runtime: Runtime, sequence: CachedSequence) -> None:
+    def __init__(self, request: Generate, runtime: Runtime) -> None:
         """Render and tokenise; raises InvalidInput if the prompt cannot be answered."""
-        self._started_at = self._first_token_at = time.monotonic()
-        self._id = request.id
-        self._runtime = runtime
-        self._sequence = sequence
-        prompt = runtime.prompt(request.messages)
-        self._max_tokens = _room_for_answer(len(prompt), request.sampling.max_tokens, runtime.n_ctx)
-        self._prompt_tokens = len(prompt)
-        self._cached_tokens = sequence.begin(prompt)
-        self._undecoded = prompt[self._cached_tokens :]
-        self._completion_tokens = 0
-        self._text = TextStream(request.sampling.stop)
-        self._sampler = SamplerChain(request.sampling, n_vocab=runtime.n_vocab, n_ctx=runtime.n_ctx)
+        self.id = request.id
+        self.tokens = runtime.prompt(request.messages)
+        """The prompt and the answer so far."""
+        self.decoded = 0
+        """How many of them llama.cpp holds."""
+        self.sequence = -1
+        """Where it holds them; only while the answer runs."""
         self.finished: Finished | None = None
+        self._runtime = runtime
+        self._prompt_tokens = len(self.tokens)
+        max_tokens = request.sampling.max_tokens
+        self._max_tokens = _room_for_answer(self._prompt_tokens, max_tokens, runtime.n_ctx)
+        self._cached_tokens: int | None = None
+        self._text = TextStream(request.sampling.stop)
+        self._top_logprobs = request.sampling.top_logprobs
+        self._likelihoods: list[Likelihood] = []
+        self._sampler = Sampler(request.sampling, runtime)
+        self._started_at = self._first_token_at = time.monotonic()
 
-    def step(self) -> str:
-        """Make one decode call; returns the text that became certain by it, often none."""
-        chunk, self._undecoded = self._undecoded[:N_BATCH], self._undecoded[N_BATCH:]
-        self._sequence.decode(chunk)
-        if self._undecoded:
-            return ""
-        return self._accept(self._sampler.sample(self._runtime.context))
+    def begin(self, sequence: int, held: int) -> None:
+        """The answer runs from now on, in a sequence that holds the first `held` tokens."""
+        self.sequence, self.decoded = sequence, held
+        if self._cached_tokens is None:
+            self._cached_tokens = held
+            self._started_at = time.monotonic()
+
+    @property
+    def answers(self) -> bool:
+        """Whether only its newest token is left to decode; else it is a prompt, or was preempted."""
+        return len(self.tokens) - self.decoded == 1 and len(self.tokens) > self._prompt_tokens
+
+    def accept(self, row: int) -> str:
+        """Choose the next token by a row of scores; returns the text that became certain, often none."""
+        token = self._sampler.sample(row)
+        if len(self.tokens) == self._prompt_tokens:
+            self._first_token_at = time.monotonic()
+        self.tokens.append(token)
+        if self._runtime.ends_answer(token):
+            self._finish("stop")
+            return self._text.finish()
+        if self._top_logprobs is not None:
+            scores, piece = self._runtime.scores(row), self._runtime.piece
+            self._likelihoods.append(likelihood(scores, token, self._top_logprobs, piece))
+        text = self._text.feed(self._runtime.piece(token))
+        if self._text.stopped:
+            self._finish("stop")
+        elif len(self.tokens) - self._prompt_tokens == self._max_tokens:
+            self._finish("length")
+            text += self._text.finish()
+        return text
+
+    def take_likelihoods(self) -> list[Likelihood]:
+        """Those of the tokens since the last time."""
+        taken, self._likelihoods = self._likelihoods, []
+        return taken
 
     def close(self) -> None:
         """Free what llama.cpp holds for this answer."""
         self._sampler.close()
 
-    def _accept(self, token: int) -> str:
-        if self._completion_tokens == 0:
-            self._first_token_at = time.monotonic()
-        self._completion_tokens += 1
-        if self._runtime.ends_answer(token):
-            self._finish("stop")
-            return self._text.finish()
-        text = self._text.feed(self._runtime.piece(token))
-        if self._text.stopped:
-            self._finish("stop")
-        elif self._completion_tokens == self._max_tokens:
-            self._finish("length")
-            text += self._text.finish()
-        self._undecoded = [token]
-        return text
-
     def _finish(self, reason: Literal["stop", "length"]) -> None:
         self.finished = Finished(
-            id=self._id,
+            id=self.id,
             finish_reason=reason,
             prompt_tokens=self._prompt_tokens,
-            completion_tokens=self._completion_tokens,
-            cached_tokens=self._cached_tokens,
+            completion_tokens=len(self.tokens) - self._prompt_tokens,
+            cached_tokens=self._cached_tokens or 0,
             prompt_seconds=self._first_token_at - self._started_at,
             generation_seconds=time.monotonic() - self._first_token_at,
         )

@@ -28,8 +28,12 @@ SAMPLING_LIMITS: Mapping[str, tuple[float, float]] = {
     "min_p": (0, 1),
     "presence_penalty": (-2, 2),
     "frequency_penalty": (-2, 2),
+    "repeat_penalty": (0.1, 10),
+    "top_logprobs": (0, 20),
     "seed": (-(2**63), 2**63 - 1),
 }
+MAX_LOGIT_BIAS = 100
+MAX_BIASED_TOKENS = 1024
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 1024
 
@@ -44,8 +48,10 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     """How an answer is chosen; the defaults leave the model's distribution as it is.
 
-    `temperature` 0 is greedy, `top_k` 0 is off, `seed` None is a fresh one each time, and `max_tokens`
-    None lets an answer fill the context. Making one that breaks a limit raises InvalidInput.
+    `temperature` 0 is greedy, `top_k` 0 is off, `seed` None is a fresh one each time, `max_tokens` None
+    lets an answer fill the context, `grammar`, in llama.cpp's GBNF, says which texts are allowed, and
+    `top_logprobs` asks for the likelihood of each token and so many others. Making one that breaks a limit
+    raises InvalidInput.
     """
 
     max_tokens: int | None = None
@@ -55,8 +61,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
     min_p: float = 0.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
+    repeat_penalty: float = 1.0
+    logit_bias: dict[int, float] = {}
     seed: int | None = None
     stop: list[str] = []
+    grammar: str | None = None
+    top_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in SAMPLING_LIMITS.items():
@@ -68,6 +78,15 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
                     f"{name} should be between {low} and {high}; it is {value}",
                     param=name,
                 )
+        if len(self.logit_bias) > MAX_BIASED_TOKENS or not all(
+            -MAX_LOGIT_BIAS <= bias <= MAX_LOGIT_BIAS for bias in self.logit_bias.values()
+        ):
+            raise InvalidInput(
+                "invalid_value",
+                f"logit_bias should give at most {MAX_BIASED_TOKENS} tokens a number between "
+                f"-{MAX_LOGIT_BIAS} and {MAX_LOGIT_BIAS}; it does not",
+                param="logit_bias",
+            )
         if len(self.stop) > MAX_STOP_STRINGS or not all(
             1 <= len(stop) <= MAX_STOP_CHARACTERS for stop in self.stop
         ):
@@ -119,22 +138,44 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Working(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """A sign of life while a prompt is decoded, which gives no text."""
+    """A sign of life while prompts are decoded, which gives no text."""
 
-    id: int
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What the engine is doing, whenever that changes.
+
+    `cells` of the context are in use, by running answers and by what is kept for later prompts.
+    """
+
+    running: int
+    waiting: int
+    cells: int
+
+
+class Likelihood(msgspec.Struct, frozen=True, kw_only=True):
+    """A token's bytes, the logarithm of its likelihood, and the likeliest tokens in its place."""
+
+    piece: bytes
+    logprob: float
+    top: list[tuple[bytes, float]]
 
 
 class Delta(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """The next piece of an answer; never empty."""
+    """The next piece of an answer.
+
+    `likelihoods`, if asked for, are those of the tokens since the piece before; at the end of an answer
+    they may come without a text.
+    """
 
     id: int
     text: str
+    likelihoods: list[Likelihood] = []
 
 
 class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The end of an answer, and what it took.
 
-    `cached_tokens` of the `prompt_tokens` were still in memory from the request before.
+    `cached_tokens` of the `prompt_tokens` were in memory already, from other requests.
     `completion_tokens` includes the end-of-turn token. `prompt_seconds` runs from the start of the work
     to the first sampled token, `generation_seconds` from there to the last.
     """
@@ -163,7 +204,7 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 Request = Generate | Cancel
-Reply = Loading | Loaded | Working | Delta | Finished | Failed
+Reply = Loading | Loaded | Working | Load | Delta | Finished | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _request_decoder = msgspec.msgpack.Decoder(Request)

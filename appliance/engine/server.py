@@ -1,82 +1,44 @@
 """The engine's two threads: one reads the connection, the other owns llama.cpp and writes.
 
-Requests are answered in the order in which they come, one at a time. A cancellation takes effect between
-two decode calls. The end of the connection is the end of the process.
+What was read takes effect between two decode calls. The end of the connection is the end of the process.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import socket
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from appliance.engine import protocol
-from appliance.engine.generation import Generation
-from appliance.engine.protocol import (
-    Cancel,
-    Delta,
-    Failed,
-    Generate,
-    Loaded,
-    Loading,
-    Reply,
-    Working,
-)
+from appliance.engine.protocol import Cancel, Failed, Loaded, Loading, Reply, Request, Working
 from appliance.engine.runtime import Runtime
-from appliance.engine.sequence import CachedSequence
-from appliance.errors import ApplianceError, InvalidInput
+from appliance.engine.scheduler import Event, Failure, Scheduler
+from appliance.errors import ApplianceError, ChildFailed, InvalidInput
 
+# To take one can mean to tokenise megabytes, for which the answers that run have to wait.
+MOST_TAKEN_AT_ONCE = 4
 # llama.cpp reports every tensor.
 LEAST_PROGRESS = 0.01
 
-
-class _Job:
-    def __init__(self, request: Generate) -> None:
-        self.request = request
-        self.cancelled = threading.Event()
+Send = Callable[[Iterable[Reply]], None]
+Inbox = queue.SimpleQueue[Request]
 
 
-class _Inbox:
-    """Requests on their way from the reading to the decoding thread."""
-
-    def __init__(self) -> None:
-        self._waiting: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        # Waiting and running; both threads touch it, by single dict operations only.
-        self._jobs: dict[int, _Job] = {}
-
-    def add(self, request: Generate) -> None:
-        job = self._jobs[request.id] = _Job(request)
-        self._waiting.put(job)
-
-    def cancel(self, request_id: int) -> None:
-        if job := self._jobs.get(request_id):
-            job.cancelled.set()
-
-    def take(self) -> _Job:
-        return self._waiting.get()
-
-    def close(self, job: _Job) -> None:
-        del self._jobs[job.request.id]
-
-
-def serve(connection: socket.socket, gguf: Path, *, n_ctx: int, threads: int) -> NoReturn:
+def serve(
+    connection: socket.socket, gguf: Path, *, n_ctx: int, threads: int, slots: int
+) -> NoReturn:
     """Load the model and answer requests until the connection ends; never returns."""
-    inbox = _Inbox()
+    inbox: Inbox = queue.SimpleQueue()
 
     def work() -> None:
         send = _sender(connection)
-        runtime = _load(gguf, n_ctx, threads, send)
-        sequence = CachedSequence(runtime)
-        while True:
-            job = inbox.take()
-            _answer(job, runtime, sequence, send)
-            inbox.close(job)
+        runtime = _load(gguf, n_ctx, threads, slots, send)
+        _answer_all(inbox, Scheduler(runtime, slots), send)
 
     threading.Thread(target=_or_die, args=(work,), daemon=True).start()
     stream = connection.makefile("rb")
@@ -97,67 +59,93 @@ def _or_die(work: Callable[[], None]) -> None:
         os._exit(1)
 
 
-def _read_requests(stream: BinaryIO, inbox: _Inbox) -> None:
+def _read_requests(stream: BinaryIO, inbox: Inbox) -> None:
     while len(header := stream.read(protocol.HEADER_BYTES)) == protocol.HEADER_BYTES:
         length = protocol.body_length(header)
         body = stream.read(length)
         if len(body) < length:
             return
-        request = protocol.decode_request(body)
-        if isinstance(request, Cancel):
-            inbox.cancel(request.id)
-        else:
-            inbox.add(request)
+        inbox.put(protocol.decode_request(body))
 
 
-def _sender(connection: socket.socket) -> Callable[[Reply], None]:
-    def send(reply: Reply) -> None:
-        connection.sendall(protocol.encode(reply))
+def _sender(connection: socket.socket) -> Send:
+    def send(replies: Iterable[Reply]) -> None:
+        # At once: the daemon wakes up once for all answers of a step.
+        connection.sendall(b"".join(map(protocol.encode, replies)))
 
     return send
 
 
-def _load(gguf: Path, n_ctx: int, threads: int, send: Callable[[Reply], None]) -> Runtime:
+def _load(gguf: Path, n_ctx: int, threads: int, slots: int, send: Send) -> Runtime:
     reported = 0.0
 
     def on_progress(fraction: float) -> None:
         nonlocal reported
         if fraction - reported >= LEAST_PROGRESS:
             reported = fraction
-            send(Loading(progress=fraction))
+            send([Loading(progress=fraction)])
 
     try:
-        runtime = Runtime(gguf, n_ctx=n_ctx, threads=threads, on_progress=on_progress)
+        runtime = Runtime(gguf, n_ctx=n_ctx, threads=threads, slots=slots, on_progress=on_progress)
     except ApplianceError as exc:
-        send(_failed(protocol.LOADING_ID, exc))
+        send([_failed(protocol.LOADING_ID, exc)])
         raise
     send(
-        Loaded(
-            n_ctx=runtime.n_ctx,
-            n_vocab=runtime.n_vocab,
-            description=runtime.description,
-            context_length=runtime.context_length,
-        )
+        [
+            Loaded(
+                n_ctx=runtime.n_ctx,
+                n_vocab=runtime.n_vocab,
+                description=runtime.description,
+                context_length=runtime.context_length,
+            )
+        ]
     )
     return runtime
 
 
-def _answer(
-    job: _Job, runtime: Runtime, sequence: CachedSequence, send: Callable[[Reply], None]
-) -> None:
-    if job.cancelled.is_set():
+def _answer_all(inbox: Inbox, scheduler: Scheduler, send: Send) -> NoReturn:
+    told = (0, 0)
+    while True:
+        refused = [
+            each for request in _arrived(inbox, scheduler) for each in _take(request, scheduler)
+        ]
+        if refused:
+            send(refused)
+        if scheduler.busy:
+            send([_reply(event) for event in scheduler.step()] or [Working()])
+        if scheduler.counts != told:
+            told = scheduler.counts
+            send([scheduler.load()])
+
+
+def _arrived(inbox: Inbox, scheduler: Scheduler) -> Iterable[Request]:
+    """Some of what has come since; with nothing to do, the next that comes."""
+    if not scheduler.busy:
+        yield inbox.get()
+    for _ in range(MOST_TAKEN_AT_ONCE):
+        if inbox.empty():
+            return
+        yield inbox.get()
+
+
+def _take(request: Request, scheduler: Scheduler) -> Iterable[Failed]:
+    if isinstance(request, Cancel):
+        scheduler.cancel(request.id)
         return
     try:
-        with contextlib.closing(Generation(job.request, runtime, sequence)) as generation:
-            while generation.finished is None and not job.cancelled.is_set():
-                if text := generation.step():
-                    send(Delta(id=job.request.id, text=text))
-                else:
-                    send(Working(id=job.request.id))
-            if generation.finished is not None:
-                send(generation.finished)
+        scheduler.add(request)
     except ApplianceError as exc:
-        send(_failed(job.request.id, exc))
+        yield _failed(request.id, exc)
+    except Exception:
+        # Nothing has been decoded yet: one request may fail so, and no other.
+        traceback.print_exc()
+        yield _failed(
+            request.id, ChildFailed("internal_error", "the request should be taken; it was not")
+        )
+
+
+def _reply(event: Event) -> Reply:
+    return _failed(event.id, event.error) if isinstance(event, Failure) else event
 
 
 def _failed(request_id: int, error: ApplianceError) -> Failed:

@@ -6,8 +6,12 @@ import json
 import socket
 from contextlib import contextmanager
 
+import msgspec
 import pytest
 
+from appliance.api.openai.chat_schema import ChatRequest
+from appliance.engine.json_schema import to_gbnf
+from appliance.engine.protocol import Sampling
 from tests.daemon_process import BASE, add_base, error_of, ok, wait_for
 
 USER = {"role": "user", "content": "one two"}
@@ -129,6 +133,75 @@ NEUTRAL = {
     "seed": -1,
     "presence_penalty": 0,
 }
+
+
+def test_what_changes_the_choice_reaches_the_engine():
+    given = {
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "top_k": 7,
+        "min_p": 0.1,
+        "presence_penalty": 0.25,
+        "frequency_penalty": 0.75,
+        "repeat_penalty": 1.5,
+        "seed": 3,
+        "stop": ["end"],
+    }
+    body = {"model": BASE, "messages": [USER], "logit_bias": {"12": -100}, **given}
+    sampling = msgspec.json.decode(json.dumps(body), type=ChatRequest).sampling()
+    assert sampling == Sampling(logit_bias={12: -100.0}, **given)
+
+
+@pytest.mark.parametrize(
+    ("bias", "named"),
+    [
+        ({"x": 1}, "logit_bias"),
+        ({"1": 101}, "logit_bias"),
+        ([1], "logit_bias"),
+        ({"-1": 1}, "logit_bias"),
+        ({str(1 << 64): 1}, "logit_bias"),
+    ],
+)
+def test_bias_that_is_none_is_refused(shared_daemon, bias, named):
+    ok(shared_daemon.chat("one", logit_bias={"1": 100}))
+    error = error_of(shared_daemon.chat("one", logit_bias=bias), 400)
+    assert named in (error["param"] or error["message"])
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
+
+
+def test_response_format_becomes_a_grammar():
+    def grammar(response_format):
+        body = {"model": BASE, "messages": [USER], "response_format": response_format}
+        return msgspec.json.decode(json.dumps(body), type=ChatRequest).sampling().grammar
+
+    assert grammar(None) is None
+    assert grammar({"type": "text"}) is None
+    assert grammar({"type": "json_object"}) == to_gbnf({"type": "object"}, "")
+    named = {"name": "n", "schema": SCHEMA, "strict": True, "description": "d"}
+    assert grammar({"type": "json_schema", "json_schema": named}) == to_gbnf(SCHEMA, "")
+
+
+@pytest.mark.parametrize(
+    ("response_format", "expected"),
+    [
+        ({"type": "xml"}, "response_format.type"),
+        ({"type": "json_schema"}, "response_format.json_schema"),
+        ({"type": "json_schema", "json_schema": {"schema": {}}}, "name"),
+        (
+            {"type": "json_schema", "json_schema": {"name": "n", "schema": {"minimum": 1}}},
+            "response_format.json_schema.schema.minimum",
+        ),
+        (
+            {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "x"}}},
+            "response_format.json_schema.schema.type",
+        ),
+    ],
+)
+def test_response_format_that_cannot_be_kept_is_refused(shared_daemon, response_format, expected):
+    error = error_of(shared_daemon.chat("one", response_format=response_format), 400)
+    assert expected in f"{error['param']} {error['message']}"
 
 
 def test_harmless_fields_are_taken(shared_daemon):

@@ -112,7 +112,7 @@ def test_jobs_and_events_are_paged_through(client):
     for job in jobs:
         ended(client, job.id)
     events = list(client.fine_tuning.jobs.list_events(jobs[0].id, limit=3))
-    assert len({event.id for event in events}) == len(events) == 11
+    assert len({event.id for event in events}) == len(events) == 12
     assert events[-1].message.startswith("Created fine-tuning job")
 
 
@@ -125,12 +125,61 @@ def test_job_is_cancelled(client):
     assert caught.value.code == "invalid_job_status"
 
 
+def test_several_answers_come_with_their_numbers_and_one_prompt_is_counted(client):
+    answer = ask(client, BASE, "one two three", n=3)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    texts = [choice.message.content for choice in answer.choices]
+    assert texts == [f"{BASE}:onetwothree"] * 3
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 12)
+    stream = ask(client, BASE, "slow 3", n=3, stream=True, stream_options={"include_usage": True})
+    texts, ends = {}, {}
+    for chunk in stream:
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            if choice.finish_reason:
+                ends[choice.index] = choice.finish_reason
+        usage = chunk.usage
+    assert texts == dict.fromkeys(range(3), "0 1 2 ")
+    assert ends == dict.fromkeys(range(3), "stop")
+    assert (usage.prompt_tokens, usage.completion_tokens) == (2, 9)
+
+
+def test_one_that_fails_ends_all_of_several(client):
+    with pytest.raises(openai.InternalServerError):
+        ask(client, BASE, "crash-at-once", n=2)
+
+
+def test_log_probabilities_have_the_clients_types(client):
+    answer = ask(client, BASE, "né two", logprobs=True, top_logprobs=2)
+    first, *others = answer.choices[0].logprobs.content
+    assert (first.token, first.bytes, first.logprob) == (
+        f"{BASE}:",
+        list(f"{BASE}:".encode()),
+        -0.5,
+    )
+    assert [each.token for each in others] == ["né", "two"]
+    assert [(each.token, each.logprob) for each in first.top_logprobs] == [
+        ("t0", 0.0),
+        ("t1", -1.0),
+    ]
+    assert answer.choices[0].logprobs.refusal is None
+    stream = ask(client, BASE, "one two", logprobs=True, stream=True)
+    found = [
+        each.token
+        for chunk in stream
+        for choice in chunk.choices
+        if choice.logprobs
+        for each in choice.logprobs.content
+    ]
+    assert found == [f"{BASE}:", "one", "two"]
+
+
 ERRORS = [
     (openai.NotFoundError, "model_not_found", lambda client: ask(client, "none", "q")),
     (openai.NotFoundError, "model_not_found", lambda client: client.models.retrieve("a/b")),
     (openai.NotFoundError, "file_not_found", lambda client: client.files.retrieve("file-x")),
     (openai.BadRequestError, "fake", lambda client: ask(client, BASE, "refuse")),
-    (openai.BadRequestError, None, lambda client: ask(client, BASE, "q", n=3)),
+    (openai.BadRequestError, None, lambda client: ask(client, BASE, "q", n=17)),
     (openai.BadRequestError, None, lambda client: ask(client, BASE, "q", temperature=9)),
     (openai.InternalServerError, "fake", lambda client: ask(client, BASE, "error")),
     (openai.InternalServerError, "engine_died", lambda client: ask(client, BASE, "crash")),

@@ -76,7 +76,13 @@ def complaint(tmp_path, content: bytes) -> str:
 def rows_of(tmp_path, content: str) -> int:
     path = tmp_path / "train.jsonl"
     path.write_bytes(content.encode())
-    return check_file(path)
+    return check_file(path).rows
+
+
+def test_longest_row_is_measured_in_bytes(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(f"{GOOD}\n{GOOD[:-1]}    }}\n{GOOD}\n")
+    assert check_file(path).longest_row_bytes == len(GOOD) + 5
 
 
 @pytest.mark.parametrize(("bad", "fault"), BAD_LINES, ids=range(len(BAD_LINES)))

@@ -39,7 +39,9 @@ def user(text: str) -> list[Message]:
 @contextlib.asynccontextmanager
 async def running(gguf: Path, **options: Any) -> AsyncIterator[Engine]:
     """One thread: two of them wait for each other by spinning when something else wants the CPUs."""
-    engine = await client.start("engine", gguf, **{"n_ctx": 1024, "threads": 1, **options})
+    engine = await client.start(
+        "engine", gguf, **{"n_ctx": 1024, "threads": 1, "slots": 4, **options}
+    )
     try:
         yield engine
     finally:

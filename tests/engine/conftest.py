@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from appliance.engine.runtime import Runtime
 
 VARIABLE = "APPLIANCE_TEST_STARTER_GGUF"
 
@@ -17,3 +22,18 @@ def starter_gguf() -> Path:
     if not path or not Path(path).is_file():
         pytest.fail(f"{VARIABLE} should name the starter base model's GGUF file; it is {path!r}")
     return Path(path)
+
+
+@pytest.fixture(scope="session")
+def _loaded(starter_gguf: Path) -> Runtime:
+    from appliance.engine.runtime import Runtime
+
+    return Runtime(starter_gguf, n_ctx=256, threads=1, slots=4, on_progress=lambda _fraction: None)
+
+
+@pytest.fixture
+def runtime(_loaded: Runtime) -> Iterator[Runtime]:
+    """The starter model with a context of 256 tokens for 4 answers, that holds nothing."""
+    yield _loaded
+    for sequence in range(_loaded.n_sequences):
+        _loaded.forget(sequence)

@@ -8,7 +8,7 @@ import pytest
 
 from appliance.engine import answer
 from appliance.engine.answer import Answer
-from appliance.engine.protocol import Delta, Finished
+from appliance.engine.protocol import Delta, Finished, Likelihood
 from appliance.errors import ChildFailed, SlowClient
 
 FINISHED = Finished(
@@ -51,6 +51,36 @@ def test_a_fast_reader_gets_every_piece_by_itself() -> None:
         assert not reading.done()
         unread.end(FINISHED)
         assert await reading == FINISHED
+
+    asyncio.run(run())
+
+
+def test_likelihoods_are_joined_with_their_texts_and_may_come_without_one() -> None:
+    some = [Likelihood(piece=bytes([n]), logprob=-1.0, top=[]) for n in range(3)]
+
+    async def run() -> None:
+        unread = Answer(1)
+        unread.add("a", some[:1])
+        unread.add("b", some[1:2])
+        assert await unread.read() == Delta(id=1, text="ab", likelihoods=some[:2])
+        unread.add("", some[2:])
+        unread.end(FINISHED)
+        assert await read_all(unread) == [Delta(id=1, text="", likelihoods=some[2:]), FINISHED]
+
+    asyncio.run(run())
+
+
+def test_unread_likelihoods_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answer, "MAX_UNREAD_CHARACTERS", 100)
+    unlikely = Likelihood(piece=b"a", logprob=-1.0, top=[(b"b", -2.0)])
+
+    async def run() -> None:
+        unread = Answer(1)
+        unread.add("a", [unlikely])
+        assert not unread.ended
+        unread.add("a", [unlikely])
+        with pytest.raises(SlowClient):
+            await unread.read()
 
     asyncio.run(run())
 

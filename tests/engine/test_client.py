@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from appliance.engine import answer
-from appliance.engine.protocol import Delta, Message, Sampling
+from appliance.engine.json_schema import to_gbnf
+from appliance.engine.protocol import Delta, Load, Message, Sampling
 from appliance.errors import InvalidInput, SlowClient, TooLarge
 from tests.engine.asking import ENDLESS, GREEDY, ask, running, user
 
@@ -112,7 +116,7 @@ def test_the_samplers_have_their_effect(starter_gguf: Path) -> None:
             for choice_of_one in ({"top_k": 1}, {"top_p": 0.0}, {"min_p": 1.0}):
                 reply = await ask(engine, "Tell me a story.", hot, **choice_of_one)
                 assert reply.text == greedy, choice_of_one
-            for penalty in ("presence_penalty", "frequency_penalty"):
+            for penalty in ("presence_penalty", "frequency_penalty", "repeat_penalty"):
                 penalised = await ask(engine, "Tell me a story.", max_tokens=20, **{penalty: 2.0})
                 assert penalised.text != greedy, penalty
 
@@ -236,7 +240,158 @@ def test_a_reader_that_does_not_read_loses_its_answer_and_delays_no_other(
             assert isinstance(await anext(pieces), Delta)
             async with asyncio.timeout(10):
                 assert (await ask(engine, CAPITAL)).text == "The capital of France is Paris."
+                await ask(engine, "Tell me a story.", max_tokens=60)
             with pytest.raises(SlowClient):
                 await anext(pieces)
+
+    asyncio.run(run())
+
+
+def test_biased_tokens_are_forced_or_forbidden_and_unknown_ones_refused(
+    starter_gguf: Path,
+) -> None:
+    async def run() -> None:
+        async with running(starter_gguf) as engine:
+            forced = await ask(engine, CAPITAL, logit_bias={100: 100.0}, max_tokens=3)
+            (piece,) = {forced.text[: len(forced.text) // 3]}
+            assert forced.text == piece * 3
+            forbidden = await ask(engine, CAPITAL, logit_bias={504: -100.0}, max_tokens=8)
+            assert forbidden.text != "The capital of France is Paris."
+            with pytest.raises(InvalidInput, match="from 0 to 49151; found 49152") as caught:
+                await ask(engine, CAPITAL, logit_bias={49152: 1.0})
+            assert caught.value.param == "logit_bias"
+
+    asyncio.run(run())
+
+
+def test_answers_that_run_together_are_those_that_run_alone(starter_gguf: Path) -> None:
+    questions = [CAPITAL, "What is 2+2?", "What color is the sky?", "Who wrote Hamlet?"] * 2
+
+    async def run() -> None:
+        async with running(starter_gguf) as engine:
+            alone = [(await ask(engine, each, max_tokens=24)).text for each in questions]
+            asked = [asyncio.create_task(ask(engine, each, max_tokens=24)) for each in questions]
+            together = [(await each).text for each in asked]
+        assert together == alone
+        assert len(set(alone)) == 4
+
+    asyncio.run(run())
+
+
+PET = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 12},
+        "kind": {"enum": ["cat", "dog", None]},
+        "born": {"type": "string", "format": "date"},
+        "toys": {"type": "array", "items": {"type": "integer"}, "minItems": 1, "maxItems": 2},
+    },
+    "required": ["name", "kind", "born", "toys"],
+}
+WAYS = (
+    {"temperature": 0.0},
+    {"temperature": 2.0, "seed": 1},
+    {"temperature": 0.0, "presence_penalty": 2.0, "logit_bias": {30: 5.0}},
+    {"temperature": 1.0, "top_k": 3, "repeat_penalty": 1.3},
+)
+
+
+def test_answer_keeps_to_a_schema_however_it_is_chosen(starter_gguf: Path) -> None:
+    async def run() -> None:
+        async with running(starter_gguf) as engine:
+            for way in WAYS:
+                sampling = Sampling(grammar=to_gbnf(PET, "s"), max_tokens=120, **way)
+                reply = await ask(engine, "Tell me of the weather.", sampling)
+                assert reply.finished.finish_reason == "stop", (way, reply.text)
+                pet = json.loads(reply.text)
+                assert list(pet) == ["name", "kind", "born", "toys"]
+                assert len(pet["name"]) <= 12
+                assert pet["kind"] in ("cat", "dog", None)
+                assert re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", pet["born"])
+                assert all(isinstance(toy, int) for toy in pet["toys"])
+                assert 1 <= len(pet["toys"]) <= 2
+
+    asyncio.run(run())
+
+
+def test_control_tokens_are_no_text_of_a_schema(starter_gguf: Path) -> None:
+    forged = "<|im_start|>system<|im_end|>"
+
+    async def run() -> None:
+        async with running(starter_gguf) as engine:
+            for way in WAYS:
+                sampling = Sampling(grammar=to_gbnf({"const": forged}, "s"), max_tokens=60, **way)
+                assert json.loads((await ask(engine, CAPITAL, sampling)).text) == forged
+
+    asyncio.run(run())
+
+
+def test_biased_token_is_chosen_where_a_schema_allows_it(starter_gguf: Path) -> None:
+    async def run() -> None:
+        async with running(starter_gguf) as engine:
+            found = set()
+            # Digits: the model would never say one here.
+            for token in range(32, 42):
+                sampling = Sampling(
+                    temperature=0.0, grammar=to_gbnf({"enum": list(range(10))}, "s"), max_tokens=2
+                )
+                reply = await ask(engine, CAPITAL, sampling, logit_bias={token: 100.0})
+                found.add(reply.text)
+            assert found == set(map(str, range(10)))
+
+    asyncio.run(run())
+
+
+def test_impossible_grammar_is_refused_and_the_engine_goes_on(starter_gguf: Path) -> None:
+    async def run() -> None:
+        async with running(starter_gguf) as engine:
+            for grammar in (to_gbnf({"$ref": "#"}, "s"), "root ::= (", "rot ::= [a]"):
+                with pytest.raises(InvalidInput) as caught:
+                    await ask(engine, CAPITAL, grammar=grammar)
+                assert caught.value.code == "invalid_schema"
+                assert caught.value.param == "response_format"
+            assert (await ask(engine, CAPITAL)).text == "The capital of France is Paris."
+
+    asyncio.run(run())
+
+
+def test_likelihoods_are_those_of_the_models_own_distribution(starter_gguf: Path) -> None:
+    async def run() -> None:
+        async with running(starter_gguf) as engine:
+            found = []
+            asked = Sampling(temperature=0.0, top_logprobs=5, stop=["Paris"], presence_penalty=0.1)
+            async for event in engine.generate(user(CAPITAL), asked):
+                if isinstance(event, Delta):
+                    found += event.likelihoods
+            text = b"".join(each.piece for each in found)
+            # Of every token that was chosen, though the last ones are not shown.
+            assert text == b"The capital of France is Paris"
+            assert len(found) == 6
+            for each in found:
+                assert each.top[0] == (each.piece, each.logprob)
+                assert -3 < each.logprob <= 0
+                logprobs = [logprob for _, logprob in each.top]
+                assert logprobs == sorted(logprobs, reverse=True)
+                assert 0.3 < sum(map(math.exp, logprobs)) <= 1 + 1e-9
+            reply = [event async for event in engine.generate(user(CAPITAL), GREEDY)]
+            assert all(not event.likelihoods for event in reply if isinstance(event, Delta))
+
+    asyncio.run(run())
+
+
+def test_what_the_engine_is_doing_is_told(starter_gguf: Path) -> None:
+    async def run() -> None:
+        async with running(starter_gguf, n_ctx=8192, slots=2) as engine:
+            assert engine.load == Load(running=0, waiting=0, cells=0)
+            asked = [asyncio.create_task(ask(engine, ENDLESS)) for _ in range(5)]
+            async with asyncio.timeout(30):
+                while (engine.load.running, engine.load.waiting) != (2, 3):
+                    await asyncio.sleep(0.02)
+                for each in asked:
+                    each.cancel()
+                while engine.load.running or engine.load.waiting:
+                    await asyncio.sleep(0.02)
+            # Of what was decoded something is kept.
+            assert 0 < engine.load.cells < 8192
 
     asyncio.run(run())

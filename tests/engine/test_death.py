@@ -29,7 +29,7 @@ async def start_by_hand(gguf: Path) -> tuple[process.Child, socket.socket]:
     """An engine and the bare connection to it, once it is loaded."""
     ours, theirs = socket.socketpair()
     with theirs:
-        options = ["--n-ctx=8192", "--threads=1", f"--socket-fd={theirs.fileno()}"]
+        options = ["--n-ctx=8192", "--threads=1", "--slots=4", f"--socket-fd={theirs.fileno()}"]
         argv = process.python_child("appliance.engine", str(gguf), *options)
         child = await process.start("engine", argv, pass_fds=(theirs.fileno(),))
     stream = ours.makefile("rb")
@@ -126,7 +126,7 @@ from pathlib import Path
 from appliance.engine import client
 
 async def main():
-    engine = await client.start("engine", Path(sys.argv[1]), n_ctx=256, threads=1)
+    engine = await client.start("engine", Path(sys.argv[1]), n_ctx=256, threads=1, slots=4)
     print(engine.pid, flush=True)
     await asyncio.sleep(60)
 
@@ -154,7 +154,7 @@ def test_an_engine_dies_with_its_parent(starter_gguf: Path, stopped: bool) -> No
 
 async def failure_to_start(gguf: Path, **options: float) -> ApplianceError:
     with pytest.raises(ChildFailed) as caught:
-        await client.start("engine", gguf, n_ctx=256, threads=1, **options)
+        await client.start("engine", gguf, n_ctx=256, threads=1, slots=4, **options)
     return caught.value
 
 

@@ -58,6 +58,9 @@ def test_text_that_is_not_unicode_is_refused() -> None:
         ("min_p", -1),
         ("presence_penalty", math.inf),
         ("frequency_penalty", -2.5),
+        ("repeat_penalty", 0),
+        ("logit_bias", {1: 100.5}),
+        ("logit_bias", {1: math.nan}),
         ("seed", 2**63),
         ("stop", [""]),
         ("stop", ["x" * (protocol.MAX_STOP_CHARACTERS + 1)]),
@@ -74,6 +77,6 @@ def test_sampling_outside_its_limits_is_refused_by_name(name: str, value: Any) -
 def test_sampling_at_its_limits_is_accepted() -> None:
     lowest = {name: low for name, (low, _) in protocol.SAMPLING_LIMITS.items()}
     highest = {name: high for name, (_, high) in protocol.SAMPLING_LIMITS.items()}
-    assert len(lowest) == 8
+    assert len(lowest) == 10
     Sampling(**lowest)  # type: ignore[arg-type]
     Sampling(**highest, stop=["x"] * protocol.MAX_STOP_STRINGS)  # type: ignore[arg-type]

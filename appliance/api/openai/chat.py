@@ -22,15 +22,17 @@ from appliance.api.openai.chat_schema import (
     ChatRequest,
     Choice,
     ChunkChoice,
+    Logprobs,
     Usage,
 )
+from appliance.api.openai.choices import choices
 from appliance.engine.protocol import Delta, Finished
 from appliance.errors import ApplianceError
 from appliance.serving.router import Router
 from appliance.store.rows import new_id
 
 T = TypeVar("T")
-Events = AsyncGenerator[Delta | Finished, None]
+Events = AsyncGenerator[tuple[int, Delta | Finished], None]
 # nginx's word for a client that closed the connection before the answer; nobody is there to read it.
 CLIENT_CLOSED_REQUEST = 499
 
@@ -66,51 +68,72 @@ async def _generate(data: ChatRequest, router: Router, metrics: Metrics) -> Even
     messages, sampling = [message.plain() for message in data.messages], data.sampling()
     async with (
         router.engine(data.model) as engine,
-        aclosing(engine.generate(messages, sampling)) as events,
+        aclosing(choices(engine, messages, sampling, data.n or 1)) as events,
     ):
-        async for event in events:
+        async for index, event in events:
             if isinstance(event, Finished):
                 metrics.count_answer(event)
-            yield event
+            yield index, event
 
 
 async def _collect(data: ChatRequest, events: Events) -> ChatCompletion:
-    pieces: list[str] = []
-    async for event in events:
+    deltas: dict[int, list[Delta]] = {index: [] for index in range(data.n or 1)}
+    finished: dict[int, Finished] = {}
+    async for index, event in events:
         if isinstance(event, Finished):
-            return ChatCompletion(
-                id=new_id("chatcmpl-"),
-                created=int(time.time()),
-                model=data.model,
-                choices=[Choice(AnswerMessage("".join(pieces)), event.finish_reason)],
-                usage=Usage.of(event),
+            finished[index] = event
+        else:
+            deltas[index].append(event)
+    return ChatCompletion(
+        id=new_id("chatcmpl-"),
+        created=int(time.time()),
+        model=data.model,
+        choices=[
+            Choice(
+                AnswerMessage("".join(delta.text for delta in pieces)),
+                finished[index].finish_reason,
+                index,
+                Logprobs.of(
+                    [each for delta in pieces for each in delta.likelihoods], data.logprobs
+                ),
             )
-        pieces.append(event.text)
-    raise AssertionError("an engine's events end with Finished or with an error")
+            for index, pieces in deltas.items()
+        ],
+        usage=Usage.of(list(finished.values())),
+    )
 
 
 async def _stream(
-    data: ChatRequest, first: Delta | Finished, events: Events
+    data: ChatRequest, first: tuple[int, Delta | Finished], events: Events
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events: `data:` lines only, since OpenAI's decoder trips over others."""
     answer_id, created = new_id("chatcmpl-"), int(time.time())
 
-    def chunk(choices: list[ChunkChoice], usage: Usage | None = None) -> bytes:
+    def chunk(choice: ChunkChoice | None, usage: Usage | None = None) -> bytes:
+        choices = [] if choice is None else [choice]
         return _sse(ChatChunk(answer_id, created, data.model, choices, usage))
 
+    finished: list[Finished] = []
     async with aclosing(events):
-        yield chunk([ChunkChoice({"role": "assistant", "content": ""})])
+        for index in range(data.n or 1):
+            yield chunk(ChunkChoice({"role": "assistant", "content": ""}, index))
         try:
-            event = first
-            while isinstance(event, Delta):
-                yield chunk([ChunkChoice({"content": event.text})])
-                event = await anext(events)
+            index, event = first
+            while True:
+                if isinstance(event, Delta):
+                    logprobs = Logprobs.of(event.likelihoods, data.logprobs)
+                    yield chunk(ChunkChoice({"content": event.text}, index, logprobs=logprobs))
+                else:
+                    yield chunk(ChunkChoice({}, index, event.finish_reason))
+                    finished.append(event)
+                    if len(finished) == (data.n or 1):
+                        break
+                index, event = await anext(events)
         except ApplianceError as exc:
             yield _sse(errors.envelope(exc))
             return
-        yield chunk([ChunkChoice({}, event.finish_reason)])
         if data.stream_options is not None and data.stream_options.include_usage:
-            yield chunk([], Usage.of(event))
+            yield chunk(None, Usage.of(finished))
         yield b"data: [DONE]\n\n"
 
 

@@ -7,16 +7,12 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from appliance.engine.protocol import Finished, Message, Sampling
+from appliance.engine.json_schema import to_gbnf
+from appliance.engine.protocol import Finished, Likelihood, Message, Sampling
 from appliance.errors import InvalidInput
 
 # What would change the answer's meaning if it were ignored, and the values that mean "not used".
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "n": (None, 1),
-    "logprobs": (None, False),
-    "top_logprobs": (None, 0),
-    "logit_bias": (None, {}),
-    "response_format": (None, {"type": "text"}),
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
@@ -50,6 +46,36 @@ class ChatMessage(msgspec.Struct, kw_only=True):
         return Message(role="system" if self.role == "developer" else self.role, content=text)
 
 
+class JsonSchema(msgspec.Struct, kw_only=True):
+    """`response_format.json_schema`. It is always kept strictly."""
+
+    name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    schema: Any = True
+    description: str | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(msgspec.Struct, kw_only=True):
+    """`response_format`: which texts an answer may be."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    def grammar(self) -> str | None:
+        """What keeps the answer to it; raises InvalidInput for a schema that cannot be kept."""
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return to_gbnf({"type": "object"}, "response_format")
+        if self.json_schema is None:
+            raise InvalidInput(
+                "missing_required_parameter",
+                "response_format.json_schema should say which schema; it is missing",
+                param="response_format.json_schema",
+            )
+        return to_gbnf(self.json_schema.schema, "response_format.json_schema.schema")
+
+
 class StreamOptions(msgspec.Struct):
     """`stream_options`."""
 
@@ -69,15 +95,18 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
     presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
     frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
+    logit_bias: (
+        dict[Annotated[int, Meta(ge=0, lt=1 << 31)], Annotated[float, Meta(ge=-100, le=100)]] | None
+    ) = None
     seed: int | None = None
     stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
-    logit_bias: dict[str, float] | None = None
-    response_format: Any = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
     tools: Any = None
     tool_choice: Any = None
     functions: Any = None
@@ -109,9 +138,62 @@ class ChatRequest(msgspec.Struct, kw_only=True):
             min_p=self.min_p or 0.0,
             presence_penalty=self.presence_penalty or 0.0,
             frequency_penalty=self.frequency_penalty or 0.0,
+            repeat_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
+            logit_bias=self.logit_bias or {},
+            top_logprobs=self._top_logprobs(),
+            grammar=None if self.response_format is None else self.response_format.grammar(),
             seed=self.seed,
             stop=[text for text in stop if text],
         )
+
+    def _top_logprobs(self) -> int | None:
+        if self.logprobs:
+            return self.top_logprobs or 0
+        if self.top_logprobs:
+            raise InvalidInput(
+                "invalid_value",
+                "top_logprobs should come with logprobs: true; it does not",
+                param="top_logprobs",
+            )
+        return None
+
+
+class TokenLogprob(msgspec.Struct):
+    """`top_logprobs[]`."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ContentLogprob(TokenLogprob):
+    """`logprobs.content[]`."""
+
+    top_logprobs: list[TokenLogprob] = []
+
+
+class Logprobs(msgspec.Struct):
+    """`choices[].logprobs`."""
+
+    content: list[ContentLogprob]
+    refusal: None = None
+
+    @classmethod
+    def of(cls, likelihoods: list[Likelihood], asked: bool | None) -> Logprobs | None:
+        """What the engine tells, in OpenAI's form; None where nothing was asked for."""
+        content = [
+            ContentLogprob(
+                *_token(each.piece, each.logprob),
+                [TokenLogprob(*_token(*other)) for other in each.top],
+            )
+            for each in likelihoods
+        ]
+        return cls(content) if asked else None
+
+
+def _token(piece: bytes, logprob: float) -> tuple[str, float, list[int]]:
+    """As text, too, though a token need not be whole characters."""
+    return piece.decode("utf-8", "replace"), logprob, list(piece)
 
 
 class Usage(msgspec.Struct):
@@ -124,13 +206,15 @@ class Usage(msgspec.Struct):
     completion_tokens_details: dict[str, int]
 
     @classmethod
-    def of(cls, finished: Finished) -> Usage:
-        """The counts of a finished answer."""
+    def of(cls, finished: list[Finished]) -> Usage:
+        """The counts of the finished answers to one prompt, which counts once."""
+        prompt_tokens = finished[0].prompt_tokens
+        completion_tokens = sum(each.completion_tokens for each in finished)
         return cls(
-            prompt_tokens=finished.prompt_tokens,
-            completion_tokens=finished.completion_tokens,
-            total_tokens=finished.prompt_tokens + finished.completion_tokens,
-            prompt_tokens_details={"cached_tokens": finished.cached_tokens},
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            prompt_tokens_details={"cached_tokens": min(each.cached_tokens for each in finished)},
             completion_tokens_details={"reasoning_tokens": 0},
         )
 
@@ -149,8 +233,8 @@ class Choice(msgspec.Struct):
 
     message: AnswerMessage
     finish_reason: str
-    index: int = 0
-    logprobs: None = None
+    index: int
+    logprobs: Logprobs | None
 
 
 class ChatCompletion(msgspec.Struct):
@@ -170,9 +254,9 @@ class ChunkChoice(msgspec.Struct):
     """`choices[]` of a piece of a stream."""
 
     delta: dict[str, Any]
+    index: int
     finish_reason: str | None = None
-    index: int = 0
-    logprobs: None = None
+    logprobs: Logprobs | None = None
 
 
 class ChatChunk(msgspec.Struct):

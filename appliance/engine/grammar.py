@@ -1,0 +1,73 @@
+"""Which tokens may follow, so that an answer keeps to a grammar. Knows nothing of JSON or of requests."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from appliance.engine.candidates import Candidates
+from appliance.engine.runtime import Runtime
+from appliance.errors import ChildFailed, InvalidInput
+
+# Asking for all tokens costs more than a decode call; one of the best few is nearly always allowed.
+BEST_TOKENS = 512
+
+
+class Grammar:
+    """Where an answer is in its grammar; holds memory of llama.cpp until it is closed."""
+
+    def __init__(self, gbnf: str, runtime: Runtime) -> None:
+        """Raises InvalidInput for a grammar that llama.cpp does not take."""
+        self._runtime = runtime
+        self._sampler = llama_cpp.llama_sampler_init_grammar(runtime.vocab, gbnf.encode(), b"root")
+        if not self._sampler:
+            raise InvalidInput(
+                "invalid_schema",
+                "the schema should make a grammar that llama.cpp takes; it does not: perhaps something in "
+                "it is nothing but a reference to itself",
+                param="response_format",
+            )
+
+    def allows(self, token: int) -> bool:
+        """Whether this token may come next."""
+        if token in self._runtime.silent_tokens:
+            # To llama.cpp it is the text of its name; to whoever reads the answer it is none.
+            return False
+        return self._apply(Candidates([token], [0.0])).any_allowed()
+
+    def allowed(self, scores: npt.NDArray[np.float32], biased: Sequence[int]) -> Candidates:
+        """What may come next among the tokens with the best scores and the biased ones, or else among all."""
+        scores = scores.copy()
+        scores[self._runtime.silent_tokens] = -np.inf
+        best = np.argpartition(scores, -min(BEST_TOKENS, len(scores)))[-BEST_TOKENS:]
+        some = np.union1d(best, np.array(biased, dtype=np.intp))
+        for tokens in (some, np.arange(len(scores))):
+            candidates = self._apply(Candidates(tokens, scores[tokens]))
+            if candidates.any_allowed():
+                return candidates
+        raise stuck()
+
+    def accept(self, token: int) -> None:
+        """Go on; llama.cpp ends the process if the token is not allowed."""
+        llama_cpp.llama_sampler_accept(self._sampler, token)
+
+    def close(self) -> None:
+        """Free it; it must not be used afterwards."""
+        llama_cpp.llama_sampler_free(self._sampler)
+
+    def _apply(self, candidates: Candidates) -> Candidates:
+        llama_cpp.llama_sampler_apply(self._sampler, ctypes.byref(candidates.array))
+        return candidates
+
+
+def stuck() -> ChildFailed:
+    """The end of an answer that cannot go on."""
+    return ChildFailed(
+        "grammar_stuck",
+        "the model should have a token that continues the answer as the schema asks; it has none",
+        next_step="change the schema",
+    )
