@@ -146,12 +146,17 @@ def serving_bytes(holdings: Iterable[Holding]) -> int:
 
 
 async def grant(ledger: Ledger, holder: str, purpose: Purpose, size_bytes: int) -> Lease:
-    """`Ledger.grant`, off the event loop; what is granted after a cancellation is given up at once."""
+    """`Ledger.grant`, off the event loop; who has been cancelled holds nothing.
+
+    The thread cannot be stopped: a cancellation waits the moment that it takes, and what it was granted is
+    given up before. Else the next to ask would find memory held by nobody.
+    """
     task = asyncio.ensure_future(asyncio.to_thread(ledger.grant, holder, purpose, size_bytes))
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
         task.add_done_callback(_give_up)
+        await asyncio.wait({task})
         raise
 
 

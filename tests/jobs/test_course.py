@@ -248,7 +248,7 @@ def test_model_that_does_not_answer_its_first_question_is_withdrawn(shared_daemo
 
 
 def test_model_that_hangs_on_its_first_question_fails_its_job_and_the_next_one_runs(daemon_with):
-    daemon = daemon_with(engine_stall_seconds=2)
+    daemon = daemon_with(engine_stall_seconds=5)
     job, next_one = daemon.create_job("answer-hang"), daemon.create_job()
     failed = daemon.wait_for_job(job["id"])
     assert (failed["status"], failed["error"]["code"]) == ("failed", "engine_stalled")
