@@ -22,7 +22,7 @@ from appliance.store.store import Store
 from tests import network_guard
 
 T = TypeVar("T")
-DEADLINE_SECONDS = 100.0
+DEADLINE_SECONDS = 30.0
 BASE = "fake-base"
 
 

@@ -68,7 +68,7 @@ async def _generate(data: ChatRequest, router: Router, metrics: Metrics) -> Even
     messages, sampling = [message.plain() for message in data.messages], data.sampling()
     async with (
         router.engine(data.model) as engine,
-        aclosing(choices(engine, messages, sampling, data.n or 1)) as events,
+        aclosing(choices(engine, messages, sampling, data.answers)) as events,
     ):
         async for index, event in events:
             if isinstance(event, Finished):
@@ -77,7 +77,7 @@ async def _generate(data: ChatRequest, router: Router, metrics: Metrics) -> Even
 
 
 async def _collect(data: ChatRequest, events: Events) -> ChatCompletion:
-    deltas: dict[int, list[Delta]] = {index: [] for index in range(data.n or 1)}
+    deltas: dict[int, list[Delta]] = {index: [] for index in range(data.answers)}
     finished: dict[int, Finished] = {}
     async for index, event in events:
         if isinstance(event, Finished):
@@ -115,7 +115,7 @@ async def _stream(
 
     finished: list[Finished] = []
     async with aclosing(events):
-        for index in range(data.n or 1):
+        for index in range(data.answers):
             yield chunk(ChunkChoice({"role": "assistant", "content": ""}, index))
         try:
             index, event = first
@@ -126,7 +126,7 @@ async def _stream(
                 else:
                     yield chunk(ChunkChoice({}, index, event.finish_reason))
                     finished.append(event)
-                    if len(finished) == (data.n or 1):
+                    if len(finished) == data.answers:
                         break
                 index, event = await anext(events)
         except ApplianceError as exc:

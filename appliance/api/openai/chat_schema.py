@@ -116,6 +116,11 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     prediction: Any = None
     web_search_options: Any = None
 
+    @property
+    def answers(self) -> int:
+        """How many answers are asked for."""
+        return self.n or 1
+
     def refuse_unsupported(self) -> None:
         """Raise InvalidInput for a field that is given and cannot be honoured."""
         for name, unused in UNSUPPORTED.items():
