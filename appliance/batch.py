@@ -20,7 +20,7 @@ import msgspec
 
 from appliance import durable, process
 from appliance.errors import ApplianceError, ChildFailed
-from appliance.records import Failure, Progress
+from appliance.records import Progress
 
 SPEC = "spec.json"
 RESULT = "result.json"
@@ -30,6 +30,15 @@ HEARTBEAT = "heartbeat"
 LOCK = "lock"
 # A predecessor whose daemon has died is gone within 5 s; waiting longer means that it is not.
 LOCK_WAIT_SECONDS = 15.0
+
+
+class Failure(msgspec.Struct, frozen=True, kw_only=True):
+    """`error.json` of a batch child: an `ApplianceError` put on disk."""
+
+    code: str
+    message: str
+    param: str | None = None
+    next_step: str | None = None
 
 
 class Reporter:

@@ -46,9 +46,9 @@ from appliance.jobs.course import Course
 from appliance.jobs.memory import Serving
 from appliance.jobs.runner import JobRunner
 from appliance.records import Programs
+from appliance.serving import names
 from appliance.serving.first_answer import answer_once
-from appliance.serving.memory import serving_bytes
-from appliance.serving.names import gguf_path
+from appliance.serving.memory import adapter_budget_bytes, serving_bytes
 from appliance.serving.router import Router as ModelRouter
 from appliance.settings import Settings
 from appliance.store.lock import lock_state_dir
@@ -203,11 +203,12 @@ def _model_router(
     programs: Programs,
     ledger: Ledger,
 ) -> ModelRouter:
-    async def resolve(name: str) -> Path:
-        return await asyncio.to_thread(gguf_path, store.directory, store.catalog.get, name)
+    async def resolve(name: str) -> names.Target:
+        return await asyncio.to_thread(names.target, store.directory, store.catalog.get, name)
 
     async def launch(name: str, path: Path) -> engine_client.Engine:
         size_bytes = await asyncio.to_thread(serving_bytes, store, profile, name, path)
+        budget_bytes = await asyncio.to_thread(adapter_budget_bytes, store, name, path)
         with await grant(ledger, name, "serving", size_bytes) as lease:
             return await engine_client.start(
                 name,
@@ -215,6 +216,7 @@ def _model_router(
                 n_ctx=profile.n_ctx,
                 threads=settings.thread_count,
                 slots=profile.slots,
+                adapter_budget_bytes=budget_bytes,
                 stall_seconds=settings.engine_stall_seconds,
                 program=programs.engine,
                 pass_fds=(lease.descriptor,),

@@ -119,17 +119,25 @@ class BaseModel(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[ReleaseFile, ...]
 
 
-class ReleaseFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One servable GGUF file."""
+class GgufFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file for llama.cpp."""
 
-    quantization: Quantization
     path: str
     bytes: int
     sha256: str
 
 
+class ReleaseFile(GgufFile, frozen=True, kw_only=True):
+    """One servable model."""
+
+    quantization: Quantization
+
+
 class Release(msgspec.Struct, frozen=True, kw_only=True):
-    """A fine-tuned model that can be served, and where it came from."""
+    """A fine-tuned model that can be served, and where it came from.
+
+    `adapter_file` is its adapter alone, to attach to the base; releases of the first schemas have none.
+    """
 
     name: str
     created_at: int
@@ -137,6 +145,7 @@ class Release(msgspec.Struct, frozen=True, kw_only=True):
     base_model: str
     adapter_directory: str
     files: tuple[ReleaseFile, ...]
+    adapter_file: GgufFile | None = None
 
 
 class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
@@ -253,6 +262,7 @@ class ReleaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
     files: tuple[ReleaseFile, ...]
     seconds: float
+    adapter_file: GgufFile | None = None
 
 
 class ImportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -286,12 +296,3 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     level: Literal["info", "warn", "error"] = "info"
     data: dict[str, Any] | None = None
     eta_seconds: float | None = None
-
-
-class Failure(msgspec.Struct, frozen=True, kw_only=True):
-    """`error.json` of a batch child: an `ApplianceError` put on disk."""
-
-    code: str
-    message: str
-    param: str | None = None
-    next_step: str | None = None

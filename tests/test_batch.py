@@ -15,8 +15,9 @@ import msgspec
 import pytest
 
 from appliance import batch, process
+from appliance.batch import Failure
 from appliance.errors import ChildFailed
-from appliance.records import Failure, Progress
+from appliance.records import Progress
 from appliance.settings import CHECKOUT
 
 CHILD = """

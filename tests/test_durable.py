@@ -13,8 +13,8 @@ import msgspec
 import pytest
 
 from appliance import durable
+from appliance.batch import Failure
 from appliance.errors import CorruptState, OutOfDisk
-from appliance.records import Failure
 
 
 @pytest.fixture

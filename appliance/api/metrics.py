@@ -113,6 +113,7 @@ class Metrics:
                 "cells",
                 "Tokens that an engine's context holds, for running answers and later prompts",
             ),
+            ("adapters", "LoRA adapters that an engine has in memory"),
         ):
             gauge = GaugeMetricFamily(f"appliance_engine_{field}", told, labels=["model"])
             for name, load in loads.items():

@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--n-ctx", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--adapter-budget-bytes", type=int, default=0)
     parser.add_argument("--socket-fd", type=int, required=True)
     arguments = parser.parse_args()
 
@@ -33,6 +34,7 @@ def main() -> None:
         n_ctx=arguments.n_ctx,
         threads=arguments.threads,
         slots=arguments.slots,
+        adapter_budget_bytes=arguments.adapter_budget_bytes,
     )
 
 

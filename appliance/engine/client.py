@@ -75,9 +75,9 @@ class Engine:
         return self._child.pid
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling
+        self, messages: Sequence[Message], sampling: Sampling, adapter: Path | None = None
     ) -> AsyncGenerator[Delta | Finished, None]:
-        """Answer a conversation: pieces of text, then how it ended.
+        """Answer a conversation: pieces of text, then how it ended; with a LoRA adapter if one is given.
 
         Leaving early cancels the request; use `contextlib.aclosing`, so that it does so at once. Raises
         InvalidInput or TooLarge for a request that cannot be answered, SlowClient when too much lies
@@ -86,7 +86,12 @@ class Engine:
         """
         if self._last_words is not None:
             raise self._ended()
-        request = protocol.Generate(id=next(self._ids), messages=list(messages), sampling=sampling)
+        request = protocol.Generate(
+            id=next(self._ids),
+            messages=list(messages),
+            sampling=sampling,
+            adapter=None if adapter is None else str(adapter),
+        )
         answer = self._answers[request.id] = Answer(request.id)
         try:
             await self._send(request)
@@ -199,6 +204,7 @@ async def start(
     n_ctx: int,
     threads: int,
     slots: int,
+    adapter_budget_bytes: int = 0,
     stall_seconds: float = 60,
     program: Sequence[str] = PROGRAM,
     pass_fds: Sequence[int] = (),
@@ -206,9 +212,9 @@ async def start(
     """Start an engine and wait until its model is loaded; it keeps the inherited `pass_fds` to its end.
 
     `name` is for logs and messages; `n_ctx` is cut to what the model was trained with, and shared by the
-    `slots` answers that run at once. Raises ChildFailed
-    if the model cannot be loaded, if the process dies, or if loading shows no progress for `stall_seconds`,
-    which later holds for answers, too.
+    `slots` answers that run at once; adapters may take `adapter_budget_bytes`. Raises ChildFailed if the
+    model cannot be loaded, if the process dies, or if loading shows no progress for `stall_seconds`, which
+    later holds for answers, too.
     """
     ours, theirs = socket.socketpair()
     try:
@@ -221,6 +227,7 @@ async def start(
                     f"--n-ctx={n_ctx}",
                     f"--threads={threads}",
                     f"--slots={slots}",
+                    f"--adapter-budget-bytes={adapter_budget_bytes}",
                     f"--socket-fd={theirs.fileno()}",
                 ],
                 pass_fds=(theirs.fileno(), *pass_fds),

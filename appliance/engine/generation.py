@@ -19,6 +19,7 @@ class Generation:
     def __init__(self, request: Generate, runtime: Runtime) -> None:
         """Render and tokenise; raises InvalidInput if the prompt cannot be answered."""
         self.id = request.id
+        self.adapter = request.adapter
         self.tokens = runtime.prompt(request.messages)
         """The prompt and the answer so far."""
         self.decoded = 0

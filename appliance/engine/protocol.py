@@ -102,11 +102,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Answer `messages`."""
+    """Answer `messages`, with the LoRA adapter of this GGUF file or with none."""
 
     id: int
     messages: list[Message]
     sampling: Sampling
+    adapter: str | None = None
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):
@@ -144,12 +145,14 @@ class Working(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """What the engine is doing, whenever that changes.
 
-    `cells` of the context are in use, by running answers and by what is kept for later prompts.
+    `cells` of the context are in use, by running answers and by what is kept for later prompts; `adapters`
+    are in memory.
     """
 
     running: int
     waiting: int
     cells: int
+    adapters: int = 0
 
 
 class Likelihood(msgspec.Struct, frozen=True, kw_only=True):

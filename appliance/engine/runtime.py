@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.control_text import ControlText
+from appliance.engine.adapters import Adapters
 from appliance.engine.protocol import Message
 from appliance.errors import ChildFailed, InvalidInput
 from appliance.prompts import ChatTemplate
@@ -62,6 +63,7 @@ class Runtime:
         n_ctx: int,
         threads: int,
         slots: int,
+        adapter_budget_bytes: int = 0,
         on_progress: Callable[[float], None],
     ) -> None:
         """Load the model; raises ChildFailed if llama.cpp refuses it or it cannot chat."""
@@ -91,6 +93,7 @@ class Runtime:
         )
         self.n_sequences = slots + (IDLE_SEQUENCES if self.copies_parts else 0)
         self.context = _make_context(self._model, self.n_ctx, threads, self.n_sequences, errors)
+        self.adapters = Adapters(self._model, self.context, adapter_budget_bytes)
         self._memory = llama_cpp.llama_get_memory(self.context)
         self._batch = llama_cpp.llama_batch_init(N_BATCH, 0, 1)
         self._pieces: dict[int, bytes] = {}

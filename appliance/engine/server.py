@@ -11,6 +11,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
@@ -30,14 +31,28 @@ Inbox = queue.SimpleQueue[Request]
 
 
 def serve(
-    connection: socket.socket, gguf: Path, *, n_ctx: int, threads: int, slots: int
+    connection: socket.socket,
+    gguf: Path,
+    *,
+    n_ctx: int,
+    threads: int,
+    slots: int,
+    adapter_budget_bytes: int,
 ) -> NoReturn:
     """Load the model and answer requests until the connection ends; never returns."""
     inbox: Inbox = queue.SimpleQueue()
 
     def work() -> None:
         send = _sender(connection)
-        runtime = _load(gguf, n_ctx, threads, slots, send)
+        make = partial(
+            Runtime,
+            gguf,
+            n_ctx=n_ctx,
+            threads=threads,
+            slots=slots,
+            adapter_budget_bytes=adapter_budget_bytes,
+        )
+        runtime = _load(make, send)
         _answer_all(inbox, Scheduler(runtime, slots), send)
 
     threading.Thread(target=_or_die, args=(work,), daemon=True).start()
@@ -76,7 +91,7 @@ def _sender(connection: socket.socket) -> Send:
     return send
 
 
-def _load(gguf: Path, n_ctx: int, threads: int, slots: int, send: Send) -> Runtime:
+def _load(make: Callable[..., Runtime], send: Send) -> Runtime:
     reported = 0.0
 
     def on_progress(fraction: float) -> None:
@@ -86,7 +101,7 @@ def _load(gguf: Path, n_ctx: int, threads: int, slots: int, send: Send) -> Runti
             send([Loading(progress=fraction)])
 
     try:
-        runtime = Runtime(gguf, n_ctx=n_ctx, threads=threads, slots=slots, on_progress=on_progress)
+        runtime = make(on_progress=on_progress)
     except ApplianceError as exc:
         send([_failed(protocol.LOADING_ID, exc)])
         raise

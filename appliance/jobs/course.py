@@ -117,13 +117,15 @@ class Course:
         self, job: Job, memory: JobMemory, trained: TrainingResult, released: ReleaseResult
     ) -> None:
         name = specs.release_name(job)
+        alone = released.adapter_file
         release = Release(
             name=name,
             created_at=int(time.time()),
             job_id=job.id,
             base_model=job.plan.base_model,
             adapter_directory=specs.adapter_directory(job),
-            files=specs.relative_files(self.store, released.files),
+            files=tuple(specs.relative(self.store, file) for file in released.files),
+            adapter_file=None if alone is None else specs.relative(self.store, alone),
         )
         path = Path(released.files[0].path)
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -15,9 +16,9 @@ from appliance import durable
 from appliance.errors import NotFound, WrongState
 from appliance.records import (
     BaseModel,
+    GgufFile,
     Job,
     Plan,
-    ReleaseFile,
     ReleaseSpec,
     StoredFile,
     TrainingResult,
@@ -26,6 +27,7 @@ from appliance.records import (
 from appliance.settings import Settings
 from appliance.store.store import Store
 
+F = TypeVar("F", bound=GgufFile)
 TRAIN_FILE = "train.jsonl"
 VALIDATION_FILE = "validation.jsonl"
 # OpenAI puts the organisation here; the box is one.
@@ -125,12 +127,10 @@ def adapter_directory(job: Job) -> str:
     return f"jobs/{job.id}/training/adapter"
 
 
-def relative_files(store: Store, files: tuple[ReleaseFile, ...]) -> tuple[ReleaseFile, ...]:
-    """The same files with paths relative to the state directory."""
-    return tuple(
-        msgspec.structs.replace(file, path=str(Path(file.path).relative_to(store.directory)))
-        for file in files
-    )
+def relative(store: Store, file: F) -> F:
+    """The same file with its path relative to the state directory."""
+    path = Path(file.path).relative_to(store.directory)
+    return msgspec.structs.replace(file, path=str(path))
 
 
 def base_of(store: Store, job: Job) -> BaseModel:

@@ -1,4 +1,5 @@
-"""The release child's work: base (and adapter) in, one checked GGUF file per quantization out.
+"""The release child's work: base (and adapter) in, one checked GGUF file per quantization out, and one of
+the adapter alone.
 
 Everything unfinished lies in one subdirectory, removed at the start and at the end; a file gets its final
 name only after it has passed every check. Running again after a kill simply starts over.
@@ -21,11 +22,13 @@ from transformers.utils import logging as transformers_logging
 
 from appliance import batch, durable, process
 from appliance.errors import ChildFailed, ConfigurationError
-from appliance.records import Quantization, ReleaseFile, ReleaseResult, ReleaseSpec
+from appliance.records import GgufFile, Quantization, ReleaseFile, ReleaseResult, ReleaseSpec
 from appliance.release import checks, llamacpp, merge
 
 INTERMEDIATE = "intermediate"
 CONVERTER = "convert_hf_to_gguf.py"
+ADAPTER_CONVERTER = "convert_lora_to_gguf.py"
+ADAPTER_FILE = "adapter.gguf"
 # Upper bounds of what a weight takes in a file, small models' fallback types included.
 BITS_PER_WEIGHT = {Quantization.Q4_K_M: 7.5, Quantization.Q8_0: 9.0}
 # What a GGUF holds beside weights: the vocabulary, mostly.
@@ -38,8 +41,9 @@ class _Steps:
     def __init__(self, spec: ReleaseSpec, reporter: batch.Reporter) -> None:
         self._reporter = reporter
         self._begun = 0
-        merging = spec.adapter_directory is not None
-        self._total = merging + 1 + 2 * len(spec.quantizations)
+        adapting = spec.adapter_directory is not None
+        # The adapter is merged, and converted by itself.
+        self._total = 2 * adapting + 1 + 2 * len(spec.quantizations)
 
     def begin(self, key: str, message: str) -> None:
         self._begun += 1
@@ -58,15 +62,16 @@ def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
     work.mkdir()
     try:
         with llamacpp.log_to(reporter.alive):
-            files = _make(spec, directory, work, reporter)
+            files, adapter_file = _make(spec, directory, work, reporter)
     finally:
         shutil.rmtree(work)
-    return ReleaseResult(files=files, seconds=time.monotonic() - started)
+    seconds = time.monotonic() - started
+    return ReleaseResult(files=files, seconds=seconds, adapter_file=adapter_file)
 
 
 def _make(
     spec: ReleaseSpec, directory: Path, work: Path, reporter: batch.Reporter
-) -> tuple[ReleaseFile, ...]:
+) -> tuple[tuple[ReleaseFile, ...], GgufFile | None]:
     base = Path(spec.base_directory)
     _check_converter(spec)
     _check_space(spec, base, work)
@@ -78,10 +83,11 @@ def _make(
     if weights != base:
         shutil.rmtree(weights)
     tokenizer = AutoTokenizer.from_pretrained(base, local_files_only=True)
-    return tuple(
+    files = tuple(
         _quantized(spec, quantization, float_file, directory, tokenizer, steps)
         for quantization in spec.quantizations
     )
+    return files, _adapter_alone(spec, directory, work, reporter, steps)
 
 
 def _merged(
@@ -99,17 +105,44 @@ def _merged(
 
 
 def _convert(spec: ReleaseSpec, weights: Path, destination: Path, reporter: batch.Reporter) -> None:
-    argv = process.python_child(
-        "appliance.release.convert",
-        str(Path(spec.converter_directory, CONVERTER)),
-        str(weights),
-        "--outfile",
-        str(destination),
-        "--outtype",
-        _float_type(weights),
-        # One argument, so that a name beginning with a dash is no option.
-        f"--model-name={spec.model_name}",
+    _run_converter(
+        Path(spec.converter_directory, CONVERTER),
+        [
+            str(weights),
+            f"--outfile={destination}",
+            f"--outtype={_float_type(weights)}",
+            # One argument, so that a name beginning with a dash is no option.
+            f"--model-name={spec.model_name}",
+        ],
+        reporter,
     )
+
+
+def _adapter_alone(
+    spec: ReleaseSpec, directory: Path, work: Path, reporter: batch.Reporter, steps: _Steps
+) -> GgufFile | None:
+    """The adapter as llama.cpp attaches it to a loaded base."""
+    if spec.adapter_directory is None:
+        return None
+    steps.begin("adapter", "converting the adapter alone")
+    unchecked = work / ADAPTER_FILE
+    _run_converter(
+        Path(spec.converter_directory, ADAPTER_CONVERTER),
+        # Of the base it reads the configuration only.
+        [
+            spec.adapter_directory,
+            f"--base={spec.base_directory}",
+            f"--outfile={unchecked}",
+            "--outtype=f16",
+        ],
+        reporter,
+    )
+    path, size_bytes, sha256 = _keep(unchecked, directory)
+    return GgufFile(path=path, bytes=size_bytes, sha256=sha256)
+
+
+def _run_converter(script: Path, arguments: Sequence[str], reporter: batch.Reporter) -> None:
+    argv = process.python_child("appliance.release.convert", str(script), *arguments)
     lines = [""]
 
     def on_line(line: str) -> None:
@@ -135,7 +168,7 @@ def _quantized(
     steps: _Steps,
 ) -> ReleaseFile:
     name = f"model-{quantization}.gguf"
-    unchecked, final = float_file.with_name(name), directory / name
+    unchecked = float_file.with_name(name)
     steps.begin(f"quantize:{quantization}", f"quantizing to {quantization}")
     llamacpp.quantize(float_file, unchecked, quantization, threads=spec.threads)
     steps.begin(f"check:{quantization}", f"checking {name} against the base model")
@@ -145,15 +178,17 @@ def _quantized(
         end_of_turn_token_id=spec.end_of_turn_token_id,
         threads=spec.threads,
     )
+    path, size_bytes, sha256 = _keep(unchecked, directory)
+    return ReleaseFile(quantization=quantization, path=path, bytes=size_bytes, sha256=sha256)
+
+
+def _keep(unchecked: Path, directory: Path) -> tuple[str, int, str]:
+    """Give a finished file its final place, durably; its path, bytes and SHA-256."""
+    final = directory / unchecked.name
     durable.fsync_path(unchecked)
     unchecked.replace(final)
     durable.fsync_path(directory)
-    return ReleaseFile(
-        quantization=quantization,
-        path=str(final),
-        bytes=final.stat().st_size,
-        sha256=durable.sha256_of(final),
-    )
+    return str(final), final.stat().st_size, durable.sha256_of(final)
 
 
 def _check_converter(spec: ReleaseSpec) -> None:

@@ -18,12 +18,14 @@ from typing import TypeVar
 from appliance.engine.client import Engine
 from appliance.engine.protocol import Load
 from appliance.errors import Busy, ChildFailed, NoMemory
+from appliance.serving.model import Model
+from appliance.serving.names import Target
 from appliance.serving.restoring import Restoring
 
 logger = logging.getLogger(__name__)
 
 Launch = Callable[[str, Path], Awaitable[Engine]]
-Resolve = Callable[[str], Awaitable[Path]]
+Resolve = Callable[[str], Awaitable[Target]]
 T = TypeVar("T")
 
 
@@ -77,13 +79,18 @@ class Router:
         self._restoring = Restoring(self._load_if_room, idle_seconds)
 
     @asynccontextmanager
-    async def engine(self, name: str, path: Path | None = None) -> AsyncIterator[Engine]:
-        """An engine with the model loaded, kept loaded while the block runs.
+    async def model(self, name: str) -> AsyncIterator[Model]:
+        """The model behind a name, kept loaded while the block runs. Raises NotFound, or as `engine` does."""
+        target = await self._resolve(name)
+        async with self.engine(target.engine_name, target.gguf) as engine:
+            yield Model(engine, target.adapter)
 
-        `path` is for a model that `resolve` does not know yet. Raises NotFound for an unknown name,
-        ChildFailed if it does not load, Busy if too many wait or the router has been closed.
+    @asynccontextmanager
+    async def engine(self, name: str, path: Path) -> AsyncIterator[Engine]:
+        """An engine with a file loaded, kept loaded while the block runs; it need not be in the catalogue.
+
+        Raises ChildFailed if it does not load, Busy if too many wait or the router has been closed.
         """
-        path = path or await self._resolve(name)
         if self._closed:
             raise Busy("stopping", "the appliance is being stopped", next_step="try again later")
         slot = self._enter_loaded(name, path) or await self._await_load(name, path)

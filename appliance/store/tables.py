@@ -117,4 +117,5 @@ releases = Table(
     Column("base_model", String, nullable=False),
     Column("adapter_directory", String, nullable=False),
     Column("files", JSON, nullable=False),
+    Column("adapter_file", JSON(none_as_null=True)),
 )

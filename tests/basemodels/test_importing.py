@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from appliance import batch, durable, gguf_header
+from appliance.batch import Failure
 from appliance.errors import InvalidInput
-from appliance.records import Failure, ImportResult
+from appliance.records import ImportResult
 from tests.children import import_spec, reported, run_child
 
 pytestmark = [pytest.mark.torch, pytest.mark.llama]

@@ -4,7 +4,8 @@ The "GGUF" says how to load: {"name", "load": "" or "load-failure", "load-crash"
 The last message (or the training data, with "answer-" before it) says how to answer:
 "slow N" counts to N with pauses, "crash" dies after two pieces,
 "crash-at-once" before the first, "hang" says nothing until cancelled, "refuse" is the caller's fault,
-"error" the engine's; anything else is echoed word by word.
+"error" the engine's; anything else is echoed word by word,
+after the model's name, and "+" and the adapter's if there is one.
 
 Beside the GGUF grows `NAME.log`, one line for whatever the daemon asked: the tests read it.
 """
@@ -101,7 +102,10 @@ class FakeEngine:
             self.send(Failed(id=request.id, code="fake", message=message, caller_at_fault=at_fault))
             return
         limit, count, reason = request.sampling.max_tokens or 10**6, 0, "stop"
-        for piece in self.pieces(asked, cancelled):
+        name = self.model["name"]
+        if request.adapter is not None:
+            name += f"+{Path(request.adapter).stem}"
+        for piece in self.pieces(name, asked, cancelled):
             if cancelled.is_set():
                 return
             if count == limit:
@@ -122,7 +126,7 @@ class FakeEngine:
             )
         )
 
-    def pieces(self, asked: str, cancelled: threading.Event) -> Iterator[str]:
+    def pieces(self, name: str, asked: str, cancelled: threading.Event) -> Iterator[str]:
         word, _, number = asked.partition(" ")
         if word == "slow":
             for index in range(int(number)):
@@ -139,7 +143,7 @@ class FakeEngine:
             time.sleep(0.2)
             os.abort()
         else:
-            yield from (piece for piece in f"{self.model['name']}: {asked}".split(" "))
+            yield from (piece for piece in f"{name}: {asked}".split(" "))
 
 
 def likelihoods(request: Generate, piece: str) -> list[Likelihood]:
@@ -155,7 +159,7 @@ def main() -> None:
     process.die_with_parent()
     parser = argparse.ArgumentParser()
     parser.add_argument("gguf", type=Path)
-    for name in ("--n-ctx", "--threads", "--slots", "--socket-fd"):
+    for name in ("--n-ctx", "--threads", "--slots", "--adapter-budget-bytes", "--socket-fd"):
         parser.add_argument(name, type=int, required=True)
     arguments = parser.parse_args()
     connection = socket.socket(fileno=arguments.socket_fd)

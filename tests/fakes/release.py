@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from appliance import batch, durable
-from appliance.records import ReleaseFile, ReleaseResult, ReleaseSpec
+from appliance.records import GgufFile, ReleaseFile, ReleaseResult, ReleaseSpec
 from tests.fakes import behaviour
 
 
@@ -37,7 +37,10 @@ def main(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
             )
         )
     shutil.rmtree(half_made)
-    return ReleaseResult(files=tuple(files), seconds=0.1)
+    alone = directory / "adapter.gguf"
+    alone.write_bytes(b"small")
+    adapter_file = GgufFile(path=str(alone), bytes=5, sha256=durable.sha256_of(alone))
+    return ReleaseResult(files=tuple(files), seconds=0.1, adapter_file=adapter_file)
 
 
 def _word(spec: ReleaseSpec) -> str:

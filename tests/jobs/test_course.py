@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from appliance import durable
 from appliance.hardware import profiles
 from appliance.hardware.fit.machine import machine_of
 from appliance.hardware.lease import Ledger
@@ -61,6 +62,24 @@ def test_job_ends_in_a_model_that_answers(shared_daemon):
     answer = ok(shared_daemon.chat("hello", model=name))
     assert answer["choices"][0]["message"]["content"] == f"{name}:hello"
     assert name in [model["id"] for model in ok(shared_daemon.http.get("/v1/models"))["data"]]
+
+
+def test_adapter_of_a_job_can_be_asked_on_its_base(shared_daemon):
+    done = shared_daemon.wait_for_job(shared_daemon.create_job()["id"], "succeeded")
+    name = f"{done['fine_tuned_model']}@adapter"
+    answer = ok(shared_daemon.chat("hello", model=name))
+    assert answer["choices"][0]["message"]["content"] == f"{BASE}+adapter:hello"
+    (release,) = [
+        each
+        for each in ok(shared_daemon.http.get("/api/v1/models"))["releases"]
+        if each["name"] == done["fine_tuned_model"]
+    ]
+    path = f"jobs/{done['id']}/release/adapter.gguf"
+    assert release["adapter_file"] == {
+        "path": path,
+        "bytes": 5,
+        "sha256": durable.sha256_of(shared_daemon.state_dir / path),
+    }
 
 
 def test_history_tells_each_step_once_and_in_order(shared_daemon):

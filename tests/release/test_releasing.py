@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from appliance import durable, gguf_header, process
+from appliance.batch import Failure
 from appliance.errors import ChildFailed
-from appliance.records import Failure, ReleaseResult
+from appliance.records import ReleaseResult
 from tests.children import make_adapter, reported, run_child
 
 pytestmark = [
@@ -25,7 +26,7 @@ pytestmark = [
 ]
 
 NAME = "ft:tiny:local:-- a/b:é"
-FILES = {"model-Q4_K_M.gguf", "model-Q8_0.gguf"}
+FILES = {"model-Q4_K_M.gguf", "model-Q8_0.gguf", "adapter.gguf"}
 
 
 @pytest.fixture(scope="session")
@@ -89,6 +90,21 @@ def released_logits(path: Path, prompt: list[int], count: int) -> tuple[list[int
         return model.greedy(prompt, count)
 
 
+def engine_logits(path: Path, adapter: str | None) -> Any:
+    """Of a prompt's next token, as the engine has them."""
+    from appliance.engine.runtime import Part, Runtime
+
+    runtime = Runtime(
+        path, n_ctx=64, threads=2, slots=1, adapter_budget_bytes=1 << 30, on_progress=lambda _: None
+    )
+    if adapter is not None:
+        assert runtime.adapters.load(adapter, in_use=())
+    runtime.adapters.attach(adapter)
+    (row,) = runtime.decode([Part([1, 4093, 198, 26843, 2], 0, 0, True)])
+    assert row is not None
+    return runtime.scores(row).copy()
+
+
 @pytest.fixture(scope="module")
 def released(
     tiny: Path, adapter: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory
@@ -136,6 +152,29 @@ class TestRelease:
         error = np.linalg.norm(found[0] - expected[0]) / np.linalg.norm(expected[0])
         change = np.linalg.norm(base[0] - expected[0]) / np.linalg.norm(expected[0])
         # Eight-bit weights and activations cost some 3 % in so random a model; the adapter changes 35 %.
+        assert error < 0.06
+        assert change > 5 * error
+
+    def test_adapter_alone_makes_of_the_base_what_the_merge_made(
+        self, released: Path, tiny: Path, converter: Path, tmp_path: Path
+    ) -> None:
+        import numpy as np
+
+        result = durable.read_json(released / "result.json", ReleaseResult)
+        file = result.adapter_file
+        assert file is not None
+        assert Path(file.path) == released / "adapter.gguf"
+        assert Path(file.path).stat().st_size == file.bytes
+        assert durable.sha256_of(Path(file.path)) == file.sha256
+        spec = release_spec(
+            tiny, None, converter, quantizations=["Q8_0"], end_of_turn_token_id=None
+        )
+        (base,) = release(tmp_path, spec).files
+        plain = engine_logits(Path(base.path), None)
+        attached = engine_logits(Path(base.path), file.path)
+        merged = engine_logits(released / "model-Q8_0.gguf", None)
+        error = np.linalg.norm(attached - merged) / np.linalg.norm(merged)
+        change = np.linalg.norm(plain - merged) / np.linalg.norm(merged)
         assert error < 0.06
         assert change > 5 * error
 

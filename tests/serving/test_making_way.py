@@ -140,7 +140,7 @@ def test_no_model_goes_for_one_that_comes_back(run, limit, other_bytes):
         await leasing.unload_for_a_job()
         await leasing.load("bc")
         with leasing.ledger.grant("job", "training", other_bytes):
-            async with leasing.router.engine("b"):
+            async with leasing.router.model("b"):
                 leasing.router.restore()
                 await asyncio.sleep(0.5)
                 assert leasing.router.loaded() == {"b": 1, "c": 0}

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from appliance.engine import client
 from appliance.engine.protocol import Finished, Message, Sampling
 from appliance.errors import ApplianceError, Busy, ChildFailed, NotFound
+from appliance.serving.names import Target
 from appliance.serving.router import Router
 from appliance.settings import CHECKOUT
 from tests.daemon_process import group_members, wait_for
@@ -33,15 +35,20 @@ class Bench:
             **{"max_loaded": 2, "max_waiting": 4, "idle_seconds": 1000.0, **limits},
         )
 
-    async def resolve(self, name: str) -> Path:
+    async def resolve(self, name: str) -> Target:
         path = self.path(name)
         if not path.exists():
             raise NotFound("model_not_found", f"no {name}", param="model")
-        return path
+        return Target(name, path, self.adapter_of(name))
+
+    def adapter_of(self, name: str) -> Path | None:
+        """Of "a+x": it is "a" with the adapter "x"."""
+        adapter = name.partition("+")[2]
+        return self.directory / f"{adapter}.gguf" if adapter else None
 
     def path(self, name: str) -> Path:
-        """Of a model; "a@x" is another name of "a"."""
-        return self.directory / f"{name.partition('@')[0]}.gguf"
+        """Of a model; "a@x" and "a+x" are other names of "a"."""
+        return self.directory / f"{re.split('[@+]', name)[0]}.gguf"
 
     async def launch(self, name: str, path: Path) -> client.Engine:
         return await client.start(
@@ -63,10 +70,10 @@ class Bench:
         return [line for line in lines if line.startswith(what)]
 
     async def ask(self, name: str, content: str = "hello") -> str:
-        async with self.router.engine(name) as engine:
+        async with self.router.model(name) as model:
             pieces = []
             messages = [Message(role="user", content=content)]
-            async with contextlib.aclosing(engine.generate(messages, Sampling())) as events:
+            async with contextlib.aclosing(model.generate(messages, Sampling())) as events:
                 async for event in events:
                     if isinstance(event, Finished):
                         return "".join(pieces)
@@ -164,6 +171,16 @@ def test_two_names_of_one_file_share_its_engine(run):
         assert await bench.ask("a@Q4_K_M") == "a:hello"
         assert len(bench.noted("a", "load")) == 1
         assert bench.router.loaded() == {"a": 0}
+
+    run(scenario)
+
+
+def test_adapters_of_a_model_share_its_engine(run):
+    async def scenario(bench):
+        names = ("a+x", "a", "a+y", "a+x")
+        answers = await asyncio.gather(*map(bench.ask, names))
+        assert list(answers) == [f"{name}:hello" for name in names]
+        assert len(bench.noted("a", "load")) == 1
 
     run(scenario)
 

@@ -67,8 +67,8 @@ async def _generate(data: ChatRequest, router: Router, metrics: Metrics) -> Even
     # What cannot be answered must not cost a load.
     messages, sampling = [message.plain() for message in data.messages], data.sampling()
     async with (
-        router.engine(data.model) as engine,
-        aclosing(choices(engine, messages, sampling, data.answers)) as events,
+        router.model(data.model) as model,
+        aclosing(choices(model, messages, sampling, data.answers)) as events,
     ):
         async for index, event in events:
             if isinstance(event, Finished):

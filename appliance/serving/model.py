@@ -1,0 +1,24 @@
+"""A model that answers: an engine, and the adapter to answer with."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncGenerator, Sequence
+from pathlib import Path
+
+from appliance.engine.client import Engine
+from appliance.engine.protocol import Delta, Finished, Message, Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """What a name gives while its engine is kept loaded."""
+
+    engine: Engine
+    adapter: Path | None = None
+
+    def generate(
+        self, messages: Sequence[Message], sampling: Sampling
+    ) -> AsyncGenerator[Delta | Finished, None]:
+        """As `Engine.generate`."""
+        return self.engine.generate(messages, sampling, self.adapter)
