@@ -16,15 +16,7 @@ from pathlib import Path
 from appliance import process
 from appliance.engine import protocol
 from appliance.engine.answer import Answer
-from appliance.engine.protocol import (
-    Delta,
-    Failed,
-    Finished,
-    Loaded,
-    Message,
-    Reply,
-    Sampling,
-)
+from appliance.engine.protocol import Delta, Failed, Finished, Loaded, Prompt, Reply, Sampling
 from appliance.errors import UNDECODABLE, ApplianceError, ChildFailed, InvalidInput, TooLarge
 
 logger = logging.getLogger(__name__)
@@ -75,9 +67,9 @@ class Engine:
         return self._child.pid
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling
+        self, prompt: Prompt, sampling: Sampling
     ) -> AsyncGenerator[Delta | Finished, None]:
-        """Answer a conversation: pieces of text, then how it ended.
+        """Answer a prompt: pieces of text, then how it ended.
 
         Leaving early cancels the request; use `contextlib.aclosing`, so that it does so at once. Raises
         InvalidInput or TooLarge for a request that cannot be answered, SlowClient when too much lies
@@ -86,7 +78,7 @@ class Engine:
         """
         if self._last_words is not None:
             raise self._ended()
-        request = protocol.Generate(id=next(self._ids), messages=list(messages), sampling=sampling)
+        request = protocol.Generate(id=next(self._ids), prompt=prompt, sampling=sampling)
         answer = self._answers[request.id] = Answer(request.id)
         try:
             await self._send(request)
