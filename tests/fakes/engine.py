@@ -81,7 +81,7 @@ class FakeEngine:
                 self.note(f"cancel {request.id}")
                 self.cancelled.setdefault(request.id, threading.Event()).set()
             else:
-                self.note(f"asked {request.id}")
+                self.note(f"asked {request.id} seed {request.sampling.seed}")
                 self.cancelled.setdefault(request.id, threading.Event())
                 self.waiting.put(request)
         os._exit(0)
@@ -141,7 +141,8 @@ class FakeEngine:
             time.sleep(0.2)
             os.abort()
         else:
-            yield from (piece for piece in f"{self.model['name']}: {asked}".split(" "))
+            # No piece is empty; the real engine's are not either.
+            yield from filter(None, f"{self.model['name']}: {asked}".split(" "))
 
 
 def texts(prompt: Prompt) -> list[str]:
