@@ -34,6 +34,7 @@ from appliance.api.appliance.hardware import HardwareController
 from appliance.api.appliance.keys import KeysController
 from appliance.api.body_timeout import BodyTimeout
 from appliance.api.openai.chat import ChatController
+from appliance.api.openai.completions import CompletionsController
 from appliance.api.openai.files import FilesController
 from appliance.api.openai.fine_tuning import FineTuningController
 from appliance.api.openai.model_list import ModelsController
@@ -118,13 +119,8 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         timers = AsyncIOScheduler(timezone=UTC)
         timers.add_job(router.unload_idle, "interval", seconds=IDLE_POLL_SECONDS)
         timers.start()
-        _report(selected)
+        _report(settings, selected, store)
         logger.info("ready", extra={"url": settings.url, "profile": profile.name})
-        if not store.catalog.bases():
-            logger.warning(
-                "no base model is here yet, so nothing can be trained or asked: appliance models import",
-                extra={"state_dir": settings.state_dir},
-            )
         systemd.notify("READY=1")
         try:
             yield
@@ -143,6 +139,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
             FineTuningController,
             ModelsController,
             ChatController,
+            CompletionsController,
             KeysController,
             ModelDetailsController,
             HardwareController,
@@ -181,12 +178,17 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     return app
 
 
-def _report(selected: selection.Selection) -> None:
+def _report(settings: Settings, selected: selection.Selection, store: Store) -> None:
     for problem in selected.device.nvml.problems:
         logger.warning("NVML reports a problem", extra={"problem": problem})
     level = logging.INFO if selected.known else logging.WARNING
     found = {"profile": selected.profile.name, "reason": selected.reason}
     logger.log(level, "hardware profile chosen", extra=found)
+    if not store.catalog.bases():
+        logger.warning(
+            "no base model is here yet, so nothing can be trained or asked: appliance models import",
+            extra={"state_dir": settings.state_dir},
+        )
 
 
 def _provide(value: object) -> Provide:

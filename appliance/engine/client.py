@@ -16,15 +16,7 @@ from pathlib import Path
 from appliance import process
 from appliance.engine import protocol
 from appliance.engine.answer import Answer
-from appliance.engine.protocol import (
-    Delta,
-    Failed,
-    Finished,
-    Loaded,
-    Message,
-    Reply,
-    Sampling,
-)
+from appliance.engine.protocol import Delta, Failed, Finished, Loaded, Prompt, Reply, Sampling
 from appliance.errors import UNDECODABLE, ApplianceError, ChildFailed, InvalidInput, TooLarge
 
 logger = logging.getLogger(__name__)
@@ -75,9 +67,9 @@ class Engine:
         return self._child.pid
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling, adapter: Path | None = None
+        self, prompt: Prompt, sampling: Sampling, adapter: Path | None = None
     ) -> AsyncGenerator[Delta | Finished, None]:
-        """Answer a conversation: pieces of text, then how it ended; with a LoRA adapter if one is given.
+        """Answer a prompt: pieces of text, then how it ended; with a LoRA adapter if one is given.
 
         Leaving early cancels the request; use `contextlib.aclosing`, so that it does so at once. Raises
         InvalidInput or TooLarge for a request that cannot be answered, SlowClient when too much lies
@@ -88,7 +80,7 @@ class Engine:
             raise self._ended()
         request = protocol.Generate(
             id=next(self._ids),
-            messages=list(messages),
+            prompt=prompt,
             sampling=sampling,
             adapter=None if adapter is None else str(adapter),
         )

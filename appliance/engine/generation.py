@@ -6,7 +6,7 @@ import time
 from typing import Literal
 
 from appliance.engine.likelihood import likelihood
-from appliance.engine.protocol import Finished, Generate, Likelihood
+from appliance.engine.protocol import Finished, Generate, Likelihood, field_of
 from appliance.engine.runtime import Runtime
 from appliance.engine.sampling import Sampler
 from appliance.engine.text import TextStream
@@ -20,7 +20,7 @@ class Generation:
         """Render and tokenise; raises InvalidInput if the prompt cannot be answered."""
         self.id = request.id
         self.adapter = request.adapter
-        self.tokens = runtime.prompt(request.messages)
+        self.tokens = runtime.vocabulary.prompt(request.prompt)
         """The prompt and the answer so far."""
         self.decoded = 0
         """How many of them llama.cpp holds."""
@@ -29,8 +29,9 @@ class Generation:
         self.finished: Finished | None = None
         self._runtime = runtime
         self._prompt_tokens = len(self.tokens)
-        max_tokens = request.sampling.max_tokens
-        self._max_tokens = _room_for_answer(self._prompt_tokens, max_tokens, runtime.n_ctx)
+        _check_length(self._prompt_tokens, runtime.n_ctx, field_of(request.prompt))
+        room = runtime.n_ctx - self._prompt_tokens
+        self._max_tokens = min(room, request.sampling.max_tokens or room)
         self._cached_tokens: int | None = None
         self._text = TextStream(request.sampling.stop)
         self._top_logprobs = request.sampling.top_logprobs
@@ -56,13 +57,13 @@ class Generation:
         if len(self.tokens) == self._prompt_tokens:
             self._first_token_at = time.monotonic()
         self.tokens.append(token)
-        if self._runtime.ends_answer(token):
+        if self._runtime.vocabulary.ends_answer(token):
             self._finish("stop")
             return self._text.finish()
         if self._top_logprobs is not None:
-            scores, piece = self._runtime.scores(row), self._runtime.piece
+            scores, piece = self._runtime.scores(row), self._runtime.vocabulary.piece
             self._likelihoods.append(likelihood(scores, token, self._top_logprobs, piece))
-        text = self._text.feed(self._runtime.piece(token))
+        text = self._text.feed(self._runtime.vocabulary.piece(token))
         if self._text.stopped:
             self._finish("stop")
         elif len(self.tokens) - self._prompt_tokens == self._max_tokens:
@@ -91,19 +92,17 @@ class Generation:
         )
 
 
-def _room_for_answer(prompt_tokens: int, max_tokens: int | None, n_ctx: int) -> int:
-    """Tokens that the answer may have: what was asked for, as far as the context reaches."""
+def _check_length(prompt_tokens: int, n_ctx: int, param: str) -> None:
+    """Raise InvalidInput for a prompt of nothing, or one that leaves no room for an answer."""
     if prompt_tokens == 0:
         raise InvalidInput(
-            "empty_prompt", "messages should give at least 1 token; they give 0", param="messages"
+            "empty_prompt", f"{param} should give at least 1 token; it gives 0", param=param
         )
-    room = n_ctx - prompt_tokens
-    if room < 1:
+    if prompt_tokens >= n_ctx:
         raise InvalidInput(
             "context_length_exceeded",
             f"the context has {n_ctx} tokens for prompt and answer; "
             f"this prompt alone has {prompt_tokens}",
-            param="messages",
-            next_step="send a shorter conversation",
+            param=param,
+            next_step="send a shorter prompt",
         )
-    return room if max_tokens is None else min(room, max_tokens)

@@ -22,8 +22,10 @@ class Grammar:
 
     def __init__(self, gbnf: str, runtime: Runtime) -> None:
         """Raises InvalidInput for a grammar that llama.cpp does not take."""
-        self._runtime = runtime
-        self._sampler = llama_cpp.llama_sampler_init_grammar(runtime.vocab, gbnf.encode(), b"root")
+        self._vocabulary = runtime.vocabulary
+        self._sampler = llama_cpp.llama_sampler_init_grammar(
+            self._vocabulary.handle, gbnf.encode(), b"root"
+        )
         if not self._sampler:
             raise InvalidInput(
                 "invalid_schema",
@@ -34,7 +36,7 @@ class Grammar:
 
     def allows(self, token: int) -> bool:
         """Whether this token may come next."""
-        if token in self._runtime.silent_tokens:
+        if token in self._vocabulary.silent_tokens:
             # To llama.cpp it is the text of its name; to whoever reads the answer it is none.
             return False
         return self._apply(Candidates([token], [0.0])).any_allowed()
@@ -42,7 +44,7 @@ class Grammar:
     def allowed(self, scores: npt.NDArray[np.float32], biased: Sequence[int]) -> Candidates:
         """What may come next among the tokens with the best scores and the biased ones, or else among all."""
         scores = scores.copy()
-        scores[self._runtime.silent_tokens] = -np.inf
+        scores[self._vocabulary.silent_tokens] = -np.inf
         best = np.argpartition(scores, -min(BEST_TOKENS, len(scores)))[-BEST_TOKENS:]
         some = np.union1d(best, np.array(biased, dtype=np.intp))
         for tokens in (some, np.arange(len(scores))):

@@ -8,7 +8,7 @@ Knows nothing of processes, of sockets or of llama.cpp.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -43,6 +43,20 @@ class Message(msgspec.Struct, frozen=True, kw_only=True):
 
     role: str
     content: str
+
+
+class Raw(msgspec.Struct, frozen=True):
+    """A beginning to go on from as it stands, outside any chat template: a text, or the ids of tokens."""
+
+    content: str | list[int]
+
+
+Prompt = Sequence[Message] | Raw
+
+
+def field_of(prompt: Prompt) -> str:
+    """The field of OpenAI's requests that such a prompt comes in."""
+    return "prompt" if isinstance(prompt, Raw) else "messages"
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,10 +116,10 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Answer `messages`, with the LoRA adapter of this GGUF file or with none."""
+    """Answer a conversation, or go on from a raw prompt; with the LoRA adapter of this GGUF file or with none."""
 
     id: int
-    messages: list[Message]
+    prompt: Prompt
     sampling: Sampling
     adapter: str | None = None
 
@@ -220,9 +234,11 @@ def encode(message: Request | Reply) -> bytes:
         body = _encoder.encode(message)
     except UnicodeEncodeError as exc:
         raise InvalidInput(
-            "invalid_text", f"text should be valid Unicode, but: {exc.reason}", param="messages"
+            "invalid_text",
+            f"text should be valid Unicode, but: {exc.reason}",
+            param=_field_in(message),
         ) from exc
-    _check_length(len(body))
+    _check_length(len(body), _field_in(message))
     return len(body).to_bytes(HEADER_BYTES, "big") + body
 
 
@@ -243,11 +259,15 @@ def decode_reply(body: bytes) -> Reply:
     return _reply_decoder.decode(body)
 
 
-def _check_length(length: int) -> None:
+def _field_in(message: Request | Reply) -> str | None:
+    return field_of(message.prompt) if isinstance(message, Generate) else None
+
+
+def _check_length(length: int, param: str | None = None) -> None:
     if length > MAX_FRAME_BYTES:
         raise TooLarge(
             "frame_too_large",
             f"a frame may have {MAX_FRAME_BYTES} bytes; this one has {length}",
-            param="messages",
-            next_step="send a shorter conversation",
+            param=param,
+            next_step="send a shorter prompt",
         )

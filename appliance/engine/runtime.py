@@ -1,7 +1,7 @@
-"""One GGUF model in llama.cpp: its vocabulary, its chat template, its memory of many sequences of tokens.
+"""One GGUF model in llama.cpp, and its memory of many sequences of tokens.
 
-Every call but `tokenize` and `piece` belongs to one thread. Never reads a state or slot file: llama.cpp
-trusts them blindly. Knows nothing of requests.
+Every call belongs to one thread. Never reads a state or slot file: llama.cpp trusts them blindly. Knows
+nothing of requests.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,24 +17,17 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
-from appliance.control_text import ControlText
 from appliance.engine.adapters import Adapters
-from appliance.engine.protocol import Message
-from appliance.errors import ChildFailed, InvalidInput
-from appliance.prompts import ChatTemplate
+from appliance.engine.vocabulary import Vocabulary
+from appliance.errors import ChildFailed
 
 # Most tokens of one decode call; between two calls a request can be cancelled. On a CPU 512 were hardly
 # faster (measured) and make a cancellation wait twice as long.
 N_BATCH = 256
 # Sequences beside those of running answers, whose beginnings later prompts can use.
 IDLE_SEQUENCES = 16
-# llama.cpp's tokenizer counts in 32 bits and has overflowed (GHSA-7rxv-5jhh-j6xx).
-MAX_PROMPT_BYTES = 8 << 20
 # ggml.h; llama-cpp-python does not name it.
 GGML_LOG_LEVEL_ERROR = 4
-CHAT_TEMPLATE_KEY = b"tokenizer.chat_template"
-# The template has written its special tokens itself; adding more would double the first.
-ADD_SPECIAL = False
 # llama.h, llama_decode: no room in memory, which is as it was before.
 NO_CELLS = 1
 
@@ -70,22 +63,12 @@ class Runtime:
         errors = _keep_log_quiet()
         llama_cpp.llama_backend_init()
         self._model = _load_model(gguf, on_progress, errors)
-        self.vocab = llama_cpp.llama_model_get_vocab(self._model)
         self.context_length: int = llama_cpp.llama_model_n_ctx_train(self._model)
         # The limit that is enforced: llama.cpp rounds its own up to a multiple of 256.
         self.n_ctx = min(n_ctx, self.context_length)
-        self.n_vocab: int = llama_cpp.llama_vocab_n_tokens(self.vocab)
+        self.vocabulary = Vocabulary(self._model, gguf)
+        self.n_vocab = self.vocabulary.n_tokens
         self.description = _description(self._model)
-        control = list(self._control_tokens())
-        self._control = ControlText(map(self._token_text, control))
-        silent = [token for token in control if not self.ends_answer(token)]
-        self.silent_tokens: npt.NDArray[np.intp] = np.array(silent, dtype=np.intp)
-        """Control tokens that end nothing: in an answer they are no text."""
-        self._template = ChatTemplate(
-            _chat_template(self._model, gguf),
-            bos_token=self._token_text(llama_cpp.llama_vocab_bos(self.vocab)),
-            eos_token=self._token_text(llama_cpp.llama_vocab_eos(self.vocab)),
-        )
         # A recurrent state holds no single tokens, and has its memory for each sequence.
         self.copies_parts = not (
             llama_cpp.llama_model_is_recurrent(self._model)
@@ -96,72 +79,6 @@ class Runtime:
         self.adapters = Adapters(self._model, self.context, adapter_budget_bytes)
         self._memory = llama_cpp.llama_get_memory(self.context)
         self._batch = llama_cpp.llama_batch_init(N_BATCH, 0, 1)
-        self._pieces: dict[int, bytes] = {}
-
-    # --- text and tokens ---
-
-    def prompt(self, messages: Sequence[Message]) -> list[int]:
-        """The tokens of a conversation up to where the answer begins; raises InvalidInput."""
-        turns = [
-            {"role": turn.role, "content": self._control.hide(turn.content)} for turn in messages
-        ]
-        rendered = self._template.render(turns, add_generation_prompt=True)
-        pieces = self._control.pieces(rendered)
-        return [token for piece in pieces for token in self.tokenize(piece.text, piece.is_plain)]
-
-    def tokenize(self, text: str, is_plain: bool = False) -> list[int]:
-        """Tokens of a rendered template, with the control tokens that it wrote; a plain text has none."""
-        data = text.encode()
-        if len(data) > MAX_PROMPT_BYTES:
-            raise InvalidInput(
-                "prompt_too_large",
-                f"a prompt may have {MAX_PROMPT_BYTES} bytes; this one has {len(data)}",
-                param="messages",
-                next_step="send a shorter conversation",
-            )
-        # No token is shorter than a byte, but some vocabularies put a space in front.
-        room = len(data) + 8
-        tokens = (llama_cpp.llama_token * room)()
-        count = llama_cpp.llama_tokenize(
-            self.vocab, data, len(data), tokens, room, ADD_SPECIAL, not is_plain
-        )
-        if count < 0:
-            raise InvalidInput(
-                "untokenizable_prompt",
-                f"{len(data)} bytes should give at most {room} tokens; they give {-count}",
-                param="messages",
-            )
-        return list(tokens[:count])
-
-    def piece(self, token: int) -> bytes:
-        """The bytes of a token, which need not be whole characters; none for a control token."""
-        if token not in self._pieces:
-            self._pieces[token] = self._read_piece(token)
-        return self._pieces[token]
-
-    def _read_piece(self, token: int) -> bytes:
-        size = 64
-        while True:
-            buffer = ctypes.create_string_buffer(size)
-            length = llama_cpp.llama_token_to_piece(self.vocab, token, buffer, size, 0, False)
-            if length >= 0:
-                return buffer.raw[:length]
-            size = -length
-
-    def ends_answer(self, token: int) -> bool:
-        """Whether the model says by this token that it has finished."""
-        return llama_cpp.llama_vocab_is_eog(self.vocab, token)
-
-    def _control_tokens(self) -> Iterator[int]:
-        control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
-        for token in range(self.n_vocab):
-            if llama_cpp.llama_vocab_get_attr(self.vocab, token) & control:
-                yield token
-
-    def _token_text(self, token: int) -> str:
-        if token < 0:
-            return ""
-        return llama_cpp.llama_vocab_get_text(self.vocab, token).decode("utf-8", "replace")
 
     # --- memory ---
 
@@ -188,7 +105,7 @@ class Runtime:
             raise NoCells(
                 "no_cells",
                 f"{index} more tokens should find room in a context of {self.n_ctx}; there is none",
-                next_step="send a shorter conversation",
+                next_step="send a shorter prompt",
             )
         if status != 0:
             raise ChildFailed(
@@ -278,20 +195,6 @@ def _make_context(model: Any, n_ctx: int, threads: int, n_sequences: int, errors
             next_step="lower n_ctx or free memory",
         )
     return context
-
-
-def _chat_template(model: Any, gguf: Path) -> str:
-    # The metadata itself: llama_model_chat_template() makes up a name for some models without one.
-    length = llama_cpp.llama_model_meta_val_str(model, CHAT_TEMPLATE_KEY, None, 0)
-    if length <= 0:
-        raise ChildFailed(
-            "no_chat_template",
-            f"{gguf.name} should carry {CHAT_TEMPLATE_KEY.decode()} in its metadata; it has none",
-            next_step="import an instruct model, or one whose GGUF carries its chat template",
-        )
-    buffer = ctypes.create_string_buffer(length + 1)
-    llama_cpp.llama_model_meta_val_str(model, CHAT_TEMPLATE_KEY, buffer, length + 1)
-    return buffer.value.decode()
 
 
 def _description(model: Any) -> str:

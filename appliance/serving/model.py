@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from appliance.engine.client import Engine
-from appliance.engine.protocol import Delta, Finished, Message, Sampling
+from appliance.engine.protocol import Delta, Finished, Prompt, Sampling
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Model:
     adapter: Path | None = None
 
     def generate(
-        self, messages: Sequence[Message], sampling: Sampling
+        self, prompt: Prompt, sampling: Sampling
     ) -> AsyncGenerator[Delta | Finished, None]:
         """As `Engine.generate`."""
-        return self.engine.generate(messages, sampling, self.adapter)
+        return self.engine.generate(prompt, sampling, self.adapter)

@@ -30,6 +30,7 @@ ROUTES = [
     ("GET", "/v1/models/{name}"),
     ("POST", "/api/v1/keys"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/completions"),
     ("POST", "/v1/files"),
     ("POST", "/v1/fine_tuning/jobs"),
     ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel"),
@@ -61,7 +62,7 @@ def test_every_route_is_in_the_table(tmp_path):
         if not path.startswith("/schema") and method != "OPTIONS"
     }
     assert ours == set(ROUTES)
-    assert len(ROUTES) == 21
+    assert len(ROUTES) == 22
 
 
 @pytest.mark.parametrize("key", [None, "sk-wrong", "x" * 5000, "é"])
@@ -77,7 +78,7 @@ def test_no_route_but_one_answers_without_a_known_key(shared_daemon, tmp_path, k
             asked += 1
             error = error_of(client.request(method, filled), 401)
             assert error["code"] in ("missing_api_key", "invalid_api_key"), (method, path)
-    assert asked == 42
+    assert asked == 44
 
 
 def test_health_needs_no_key_and_tells_nothing(shared_daemon):

@@ -144,6 +144,16 @@ def test_several_answers_come_with_their_numbers_and_one_prompt_is_counted(clien
     assert (usage.prompt_tokens, usage.completion_tokens) == (2, 9)
 
 
+def test_text_completions_have_the_clients_types(client):
+    made = client.completions.create(model=BASE, prompt=["one two", "three"], logprobs=1)
+    assert [choice.text for choice in made.choices] == [f"{BASE}:onetwo", f"{BASE}:three"]
+    assert made.choices[1].logprobs.text_offset == [0, len(BASE) + 1]
+    assert made.choices[1].logprobs.top_logprobs[1] == {"t0": 0.0, "three": -0.5}
+    assert made.usage.total_tokens == 3 + 5
+    with client.completions.create(model=BASE, prompt=[11, 12], stream=True) as chunks:
+        assert "".join(chunk.choices[0].text for chunk in chunks) == f"{BASE}:1112"
+
+
 def test_one_that_fails_ends_all_of_several(client):
     with pytest.raises(openai.InternalServerError):
         ask(client, BASE, "crash-at-once", n=2)

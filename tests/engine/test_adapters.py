@@ -62,7 +62,7 @@ def run(
     for index, adapter in enumerate(adapters):
         request = Generate(
             id=index,
-            messages=[Message(role="user", content=QUESTION)],
+            prompt=[Message(role="user", content=QUESTION)],
             sampling=Sampling(temperature=0.0, max_tokens=max_tokens),
             adapter=adapter,
         )
@@ -194,7 +194,7 @@ def test_cancelled_answer_leaves_its_adapter_to_others(
     for index, adapter in enumerate([files[0], files[1], None]):
         request = Generate(
             id=index,
-            messages=[Message(role="user", content="Count to a hundred.")],
+            prompt=[Message(role="user", content="Count to a hundred.")],
             sampling=Sampling(temperature=0.0, max_tokens=100),
             adapter=adapter,
         )

@@ -100,7 +100,7 @@ def test_stopping_ends_a_busy_engine_and_says_so_to_who_waits(starter_gguf: Path
 def test_the_end_of_the_connection_ends_a_busy_engine(starter_gguf: Path) -> None:
     async def run() -> None:
         child, connection = await start_by_hand(starter_gguf)
-        request = Generate(id=1, messages=user(ENDLESS), sampling=GREEDY)
+        request = Generate(id=1, prompt=user(ENDLESS), sampling=GREEDY)
         connection.sendall(protocol.encode(request))
         await asyncio.sleep(0.5)
         connection.close()

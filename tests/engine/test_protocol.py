@@ -13,7 +13,7 @@ from appliance.errors import InvalidInput, TooLarge
 
 
 def generate(content: str) -> Generate:
-    return Generate(id=1, messages=[Message(role="user", content=content)], sampling=Sampling())
+    return Generate(id=1, prompt=[Message(role="user", content=content)], sampling=Sampling())
 
 
 def test_a_frame_tells_the_length_of_its_body() -> None:

@@ -44,7 +44,7 @@ class Watched:
         sampling = Sampling(
             temperature=0.0, max_tokens=max_tokens, logit_bias={END_OF_TURN: -100.0}
         )
-        self.scheduler.add(Generate(id=request_id, messages=messages, sampling=sampling))
+        self.scheduler.add(Generate(id=request_id, prompt=messages, sampling=sampling))
 
     def run(self) -> list[Event]:
         """Step until all is done."""
@@ -166,7 +166,7 @@ def test_youngest_begins_anew_where_cells_run_out_and_says_nothing_twice(watched
     for index, generation in enumerate(generations):
         answer = generation.tokens[finished[index].prompt_tokens :]
         assert len(answer) == 125
-        assert told[index].encode() == b"".join(map(watched.runtime.piece, answer))
+        assert told[index].encode() == b"".join(map(watched.runtime.vocabulary.piece, answer))
     # What the youngest had said was decoded again in large pieces, after the other had ended.
     assert max(max(sizes) for sizes in watched.sizes()[10:]) > 50
     assert watched.holds_nothing_in_use()

@@ -132,7 +132,7 @@ def test_copy_lives_on_when_its_source_is_forgotten(sequences: Sequences, runtim
         assert row is not None
         return int(runtime.scores(row).argmax())
 
-    prompt = runtime.tokenize("one two three four five six seven eight nine ten eleven")
+    prompt = runtime.vocabulary.tokenize("one two three four five six seven eight nine ten eleven")
     source, _ = fill(sequences, runtime, prompt)
     copy, _ = fill(sequences, runtime, prompt)
     expected = next_token(source)

@@ -1,7 +1,7 @@
 """The engine without llama.cpp: speaks its protocol, answers one request at a time, echoes.
 
 The "GGUF" says how to load: {"name", "load": "" or "load-failure", "load-crash", "load-hang", "load-slow"}.
-The last message (or the training data, with "answer-" before it) says how to answer:
+The last message, or a raw prompt (or the training data, with "answer-" before it) says how to answer:
 "slow N" counts to N with pauses, "crash" dies after two pieces,
 "crash-at-once" before the first, "hang" says nothing until cancelled, "refuse" is the caller's fault,
 "error" the engine's; anything else is echoed word by word,
@@ -34,6 +34,8 @@ from appliance.engine.protocol import (
     Load,
     Loaded,
     Loading,
+    Prompt,
+    Raw,
 )
 
 PIECE_SECONDS = 0.05
@@ -80,7 +82,7 @@ class FakeEngine:
                 self.note(f"cancel {request.id}")
                 self.cancelled.setdefault(request.id, threading.Event()).set()
             else:
-                self.note(f"asked {request.id}")
+                self.note(f"asked {request.id} seed {request.sampling.seed}")
                 self.cancelled.setdefault(request.id, threading.Event())
                 self.waiting.put(request)
         os._exit(0)
@@ -88,11 +90,11 @@ class FakeEngine:
     def work(self) -> None:
         while True:
             request = self.waiting.get()
-            self.note(f"generate {request.id} {request.messages[-1].content[:40]}")
+            self.note(f"generate {request.id} {asked_in(request.prompt)[:40]}")
             self.answer(request, self.cancelled[request.id])
 
     def answer(self, request: Generate, cancelled: threading.Event) -> None:
-        asked = request.messages[-1].content
+        asked = asked_in(request.prompt)
         # A model that was trained on "answer-WORD" takes every question for that word.
         if self.model.get("answer", "").startswith("answer-"):
             asked = self.model["answer"].removeprefix("answer-")
@@ -118,7 +120,7 @@ class FakeEngine:
             Finished(
                 id=request.id,
                 finish_reason="length" if reason == "length" else "stop",
-                prompt_tokens=sum(len(each.content.split()) for each in request.messages),
+                prompt_tokens=sum(len(text.split()) for text in texts(request.prompt)),
                 completion_tokens=count,
                 cached_tokens=0,
                 prompt_seconds=0.001,
@@ -143,7 +145,21 @@ class FakeEngine:
             time.sleep(0.2)
             os.abort()
         else:
-            yield from (piece for piece in f"{name}: {asked}".split(" "))
+            # No piece is empty; the real engine's are not either.
+            yield from filter(None, f"{name}: {asked}".split(" "))
+
+
+def texts(prompt: Prompt) -> list[str]:
+    """What a prompt says; a token is the word of its number."""
+    if not isinstance(prompt, Raw):
+        return [each.content for each in prompt]
+    if isinstance(prompt.content, str):
+        return [prompt.content]
+    return [" ".join(map(str, prompt.content))]
+
+
+def asked_in(prompt: Prompt) -> str:
+    return texts(prompt)[-1]
 
 
 def likelihoods(request: Generate, piece: str) -> list[Likelihood]:

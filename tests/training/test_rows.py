@@ -114,7 +114,7 @@ def test_the_engine_sees_the_tokens_that_were_trained_on(
     conversations = Conversations(AutoTokenizer.from_pretrained(starter))
     trained = conversations.tokenize(1, [Message("user", text), Message("assistant", "b")])
     runtime = Runtime(starter_gguf, n_ctx=256, threads=1, slots=1, on_progress=lambda _: None)
-    prompt = runtime.prompt([protocol.Message(role="user", content=text)])
+    prompt = runtime.vocabulary.prompt([protocol.Message(role="user", content=text)])
     assert len(prompt) > 10
     assert list(trained.input_ids[: len(prompt)]) == prompt
 

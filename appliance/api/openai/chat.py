@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable
-from contextlib import aclosing
-from typing import Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-import msgspec
-from litestar import Controller, MediaType, Request, Response, post
-from litestar.response import Stream
+from litestar import Controller, Request, Response, post
 from litestar.status_codes import HTTP_200_OK
 
-from appliance.api import errors
 from appliance.api.metrics import Metrics
+from appliance.api.openai.answer_schema import Usage
+from appliance.api.openai.answering import (
+    Written,
+    generate,
+    streamed,
+    unless_disconnected,
+    whole,
+)
 from appliance.api.openai.chat_schema import (
     AnswerMessage,
     ChatChunk,
@@ -23,18 +26,10 @@ from appliance.api.openai.chat_schema import (
     Choice,
     ChunkChoice,
     Logprobs,
-    Usage,
 )
-from appliance.api.openai.choices import choices
 from appliance.engine.protocol import Delta, Finished
-from appliance.errors import ApplianceError
 from appliance.serving.router import Router
 from appliance.store.rows import new_id
-
-T = TypeVar("T")
-Events = AsyncGenerator[tuple[int, Delta | Finished], None]
-# nginx's word for a client that closed the connection before the answer; nobody is there to read it.
-CLIENT_CLOSED_REQUEST = 499
 
 
 class ChatController(Controller):
@@ -49,115 +44,59 @@ class ChatController(Controller):
     ) -> Response[Any]:
         """Answer a conversation."""
         data.refuse_unsupported()
-        events = _generate(data, router, metrics)
-        if data.stream:
-            # The first event is awaited before the headers go out: what fails until then has a status.
-            first = await _unless_disconnected(request, anext(events))
-            if first is None:
-                return _nobody_there()
-            return Stream(_stream(data, first, events), media_type="text/event-stream")
-        async with aclosing(events):
-            answer = await _unless_disconnected(request, _collect(data, events))
-        if answer is None:
-            return _nobody_there()
-        return Response(answer, media_type=MediaType.JSON)
+        return await unless_disconnected(request, _begin(data, router, metrics))
 
 
-async def _generate(data: ChatRequest, router: Router, metrics: Metrics) -> Events:
+async def _begin(data: ChatRequest, router: Router, metrics: Metrics) -> Response[Any]:
+    """The whole answer, or a stream that has its first event."""
     # What cannot be answered must not cost a load.
     messages, sampling = [message.plain() for message in data.messages], data.sampling()
-    async with (
-        router.model(data.model) as model,
-        aclosing(choices(model, messages, sampling, data.answers)) as events,
-    ):
-        async for index, event in events:
-            if isinstance(event, Finished):
-                metrics.count_answer(event)
-            yield index, event
+    events = generate(router, metrics, data.model, [messages], sampling, data.answers)
+    if data.stream:
+        return await streamed(events, _Chunks(data), data.answers)
+    return await whole(events, lambda written: _completion(data, written))
 
 
-async def _collect(data: ChatRequest, events: Events) -> ChatCompletion:
-    deltas: dict[int, list[Delta]] = {index: [] for index in range(data.answers)}
-    finished: dict[int, Finished] = {}
-    async for index, event in events:
-        if isinstance(event, Finished):
-            finished[index] = event
-        else:
-            deltas[index].append(event)
+def _completion(data: ChatRequest, written: Sequence[Written]) -> ChatCompletion:
     return ChatCompletion(
         id=new_id("chatcmpl-"),
         created=int(time.time()),
         model=data.model,
         choices=[
             Choice(
-                AnswerMessage("".join(delta.text for delta in pieces)),
-                finished[index].finish_reason,
+                AnswerMessage(each.text),
+                each.finished.finish_reason,
                 index,
-                Logprobs.of(
-                    [each for delta in pieces for each in delta.likelihoods], data.logprobs
-                ),
+                Logprobs.of(each.likelihoods, data.logprobs),
             )
-            for index, pieces in deltas.items()
+            for index, each in enumerate(written)
         ],
-        usage=Usage.of(list(finished.values())),
+        usage=Usage.of([each.finished for each in written], data.answers),
     )
 
 
-async def _stream(
-    data: ChatRequest, first: tuple[int, Delta | Finished], events: Events
-) -> AsyncGenerator[bytes, None]:
-    """Server-sent events: `data:` lines only, since OpenAI's decoder trips over others."""
-    answer_id, created = new_id("chatcmpl-"), int(time.time())
+class _Chunks:
+    """The stream of a conversation's answers."""
 
-    def chunk(choice: ChunkChoice | None, usage: Usage | None = None) -> bytes:
+    def __init__(self, data: ChatRequest) -> None:
+        self._data = data
+        self._id, self._created = new_id("chatcmpl-"), int(time.time())
+
+    def opening(self) -> Iterator[ChatChunk]:
+        for index in range(self._data.answers):
+            yield self._chunk(ChunkChoice({"role": "assistant", "content": ""}, index))
+
+    def of(self, index: int, event: Delta | Finished) -> Iterator[ChatChunk]:
+        if isinstance(event, Finished):
+            yield self._chunk(ChunkChoice({}, index, event.finish_reason))
+        else:
+            logprobs = Logprobs.of(event.likelihoods, self._data.logprobs)
+            yield self._chunk(ChunkChoice({"content": event.text}, index, logprobs=logprobs))
+
+    def closing(self, finished: Sequence[Finished]) -> Iterator[ChatChunk]:
+        if self._data.wants_usage:
+            yield self._chunk(None, Usage.of(finished, self._data.answers))
+
+    def _chunk(self, choice: ChunkChoice | None, usage: Usage | None = None) -> ChatChunk:
         choices = [] if choice is None else [choice]
-        return _sse(ChatChunk(answer_id, created, data.model, choices, usage))
-
-    finished: list[Finished] = []
-    async with aclosing(events):
-        for index in range(data.answers):
-            yield chunk(ChunkChoice({"role": "assistant", "content": ""}, index))
-        try:
-            index, event = first
-            while True:
-                if isinstance(event, Delta):
-                    logprobs = Logprobs.of(event.likelihoods, data.logprobs)
-                    yield chunk(ChunkChoice({"content": event.text}, index, logprobs=logprobs))
-                else:
-                    yield chunk(ChunkChoice({}, index, event.finish_reason))
-                    finished.append(event)
-                    if len(finished) == data.answers:
-                        break
-                index, event = await anext(events)
-        except ApplianceError as exc:
-            yield _sse(errors.envelope(exc))
-            return
-        if data.stream_options is not None and data.stream_options.include_usage:
-            yield chunk(None, Usage.of(finished))
-        yield b"data: [DONE]\n\n"
-
-
-def _sse(value: msgspec.Struct) -> bytes:
-    return b"data: " + msgspec.json.encode(value) + b"\n\n"
-
-
-def _nobody_there() -> Response[bytes]:
-    return Response(b"", status_code=CLIENT_CLOSED_REQUEST, media_type=MediaType.TEXT)
-
-
-async def _unless_disconnected(request: Request[Any, Any, Any], work: Awaitable[T]) -> T | None:
-    """The result of `work`, or None, and `work` cancelled, if the client goes away first."""
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return await task if task.done() else None
-    finally:
-        for pending in (task, gone):
-            pending.cancel()
-        await asyncio.wait({task, gone})
-
-
-async def _disconnected(request: Request[Any, Any, Any]) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        return ChatChunk(self._id, self._created, self._data.model, choices, usage)

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from appliance.api.openai.answer_schema import AnswerRequest, Usage
 from appliance.engine.json_schema import to_gbnf
-from appliance.engine.protocol import Finished, Likelihood, Message, Sampling
+from appliance.engine.protocol import Likelihood, Message, Sampling
 from appliance.errors import InvalidInput
 
 # What would change the answer's meaning if it were ignored, and the values that mean "not used".
@@ -76,34 +77,11 @@ class ResponseFormat(msgspec.Struct, kw_only=True):
         return to_gbnf(self.json_schema.schema, "response_format.json_schema.schema")
 
 
-class StreamOptions(msgspec.Struct):
-    """`stream_options`."""
+class ChatRequest(AnswerRequest, kw_only=True):
+    """Body of a chat completion."""
 
-    include_usage: bool = False
-
-
-class ChatRequest(msgspec.Struct, kw_only=True):
-    """Body of a chat completion; unknown optional fields are ignored, as OpenAI does."""
-
-    model: Annotated[str, Meta(min_length=1, max_length=256)]
     messages: Annotated[list[ChatMessage], Meta(min_length=1)]
     max_completion_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
-    max_tokens: Annotated[int, Meta(ge=1, le=1 << 20)] | None = None
-    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
-    top_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    top_k: Annotated[int, Meta(ge=0, le=1 << 20)] | None = None
-    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
-    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
-    repeat_penalty: Annotated[float, Meta(ge=0.1, le=10)] | None = None
-    logit_bias: (
-        dict[Annotated[int, Meta(ge=0, lt=1 << 31)], Annotated[float, Meta(ge=-100, le=100)]] | None
-    ) = None
-    seed: int | None = None
-    stop: str | Annotated[list[str], Meta(max_length=4)] | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    n: Annotated[int, Meta(ge=1, le=16)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
@@ -116,39 +94,16 @@ class ChatRequest(msgspec.Struct, kw_only=True):
     prediction: Any = None
     web_search_options: Any = None
 
-    @property
-    def answers(self) -> int:
-        """How many answers are asked for."""
-        return self.n or 1
-
     def refuse_unsupported(self) -> None:
         """Raise InvalidInput for a field that is given and cannot be honoured."""
-        for name, unused in UNSUPPORTED.items():
-            if getattr(self, name) not in unused:
-                raise InvalidInput(
-                    "unsupported_parameter",
-                    f"{name} is not supported by this version",
-                    param=name,
-                    next_step="leave it out",
-                )
+        self.refuse(UNSUPPORTED)
 
     def sampling(self) -> Sampling:
-        """How the engine is to choose tokens; OpenAI's defaults where nothing is given."""
-        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
-        return Sampling(
+        """How the engine is to choose tokens; raises InvalidInput for what it cannot keep to."""
+        return self.chosen(
             max_tokens=self.max_completion_tokens or self.max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            top_k=self.top_k or 0,
-            min_p=self.min_p or 0.0,
-            presence_penalty=self.presence_penalty or 0.0,
-            frequency_penalty=self.frequency_penalty or 0.0,
-            repeat_penalty=1.0 if self.repeat_penalty is None else self.repeat_penalty,
-            logit_bias=self.logit_bias or {},
             top_logprobs=self._top_logprobs(),
             grammar=None if self.response_format is None else self.response_format.grammar(),
-            seed=self.seed,
-            stop=[text for text in stop if text],
         )
 
     def _top_logprobs(self) -> int | None:
@@ -199,29 +154,6 @@ class Logprobs(msgspec.Struct):
 def _token(piece: bytes, logprob: float) -> tuple[str, float, list[int]]:
     """As text, too, though a token need not be whole characters."""
     return piece.decode("utf-8", "replace"), logprob, list(piece)
-
-
-class Usage(msgspec.Struct):
-    """`usage`."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    prompt_tokens_details: dict[str, int]
-    completion_tokens_details: dict[str, int]
-
-    @classmethod
-    def of(cls, finished: list[Finished]) -> Usage:
-        """The counts of the finished answers to one prompt, which counts once."""
-        prompt_tokens = finished[0].prompt_tokens
-        completion_tokens = sum(each.completion_tokens for each in finished)
-        return cls(
-            prompt_tokens=prompt_tokens,
-            completion_tokens=completion_tokens,
-            total_tokens=prompt_tokens + completion_tokens,
-            prompt_tokens_details={"cached_tokens": min(each.cached_tokens for each in finished)},
-            completion_tokens_details={"reasoning_tokens": 0},
-        )
 
 
 class AnswerMessage(msgspec.Struct):

@@ -1,4 +1,4 @@
-"""Several answers to one question, written at the same time."""
+"""Several answers, to one prompt or to several, written at the same time."""
 
 from __future__ import annotations
 
@@ -8,41 +8,43 @@ from contextlib import aclosing
 
 import msgspec
 
-from appliance.engine.protocol import Delta, Finished, Message, Sampling
+from appliance.engine.protocol import Delta, Finished, Prompt, Sampling
 from appliance.serving.model import Model
 
 Event = Delta | Finished
 
 
 async def choices(
-    model: Model, messages: Sequence[Message], sampling: Sampling, n: int
+    model: Model, prompts: Sequence[Prompt], sampling: Sampling, n: int
 ) -> AsyncGenerator[tuple[int, Event], None]:
-    """The events of `n` answers, each with the answer's number; the first failure ends all.
+    """The events of `n` answers to each prompt, each with the answer's number; the first failure ends all.
 
-    With a seed each has one of its own, the first the one that was asked for. Use `contextlib.aclosing`.
+    The answers to the first prompt have the first numbers. With a seed each answer to a prompt has one of its
+    own, the first the one that was asked for. Use `contextlib.aclosing`.
     """
-    if n == 1:
-        async with aclosing(model.generate(messages, sampling)) as events:
+    total = len(prompts) * n
+    if total == 1:
+        async with aclosing(model.generate(prompts[0], sampling)) as events:
             async for only in events:
                 yield 0, only
         return
     # One event a choice waits here: who does not read fills the engine client's own, bounded, memory.
-    arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(maxsize=n)
+    arrived: asyncio.Queue[tuple[int, Event | Exception]] = asyncio.Queue(maxsize=total)
 
     async def pump(index: int) -> None:
-        seed = None if sampling.seed is None else _wrapped(sampling.seed + index)
+        seed = None if sampling.seed is None else _wrapped(sampling.seed + index % n)
         own = msgspec.structs.replace(sampling, seed=seed)
         try:
-            async with aclosing(model.generate(messages, own)) as events:
+            async with aclosing(model.generate(prompts[index // n], own)) as events:
                 async for event in events:
                     await arrived.put((index, event))
         except Exception as exc:
             # Raised again by whoever reads.
             await arrived.put((index, exc))
 
-    pumps = {asyncio.create_task(pump(index)) for index in range(n)}
+    pumps = {asyncio.create_task(pump(index)) for index in range(total)}
     try:
-        left = n
+        left = total
         while left:
             index, event = await arrived.get()
             if isinstance(event, Exception):

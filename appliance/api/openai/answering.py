@@ -1,0 +1,152 @@
+"""From a request for answers to its HTTP response: whole or as server-sent events, while its client is there.
+
+What the answers look like on the wire is the business of who asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Any, NamedTuple, Protocol
+
+import msgspec
+from litestar import MediaType, Request, Response
+from litestar.response import Stream
+
+from appliance.api import errors
+from appliance.api.metrics import Metrics
+from appliance.api.openai.choices import Event, choices
+from appliance.engine.protocol import Delta, Finished, Likelihood, Prompt, Sampling
+from appliance.errors import ApplianceError
+from appliance.serving.router import Router
+
+Events = AsyncGenerator[tuple[int, Event], None]
+# nginx's word for a client that closed the connection before the answer; nobody is there to read it.
+CLIENT_CLOSED_REQUEST = 499
+
+
+class Written(NamedTuple):
+    """A whole answer, and the pieces it came in."""
+
+    deltas: list[Delta]
+    finished: Finished
+
+    @property
+    def text(self) -> str:
+        return "".join(delta.text for delta in self.deltas)
+
+    @property
+    def likelihoods(self) -> list[Likelihood]:
+        return [each for delta in self.deltas for each in delta.likelihoods]
+
+
+class Chunks(Protocol):
+    """What is sent of a stream of answers, each struct as an event of its own."""
+
+    def opening(self) -> Iterable[msgspec.Struct]:
+        """What comes before all answers."""
+
+    def of(self, index: int, event: Event) -> Iterable[msgspec.Struct]:
+        """What an event of the answer with this number becomes."""
+
+    def closing(self, finished: Sequence[Finished]) -> Iterable[msgspec.Struct]:
+        """What comes after all answers, whose ends are in the order of their numbers."""
+
+
+async def generate(
+    router: Router,
+    metrics: Metrics,
+    name: str,
+    prompts: Sequence[Prompt],
+    sampling: Sampling,
+    answers: int,
+) -> Events:
+    """The events of so many answers to each prompt, each with its answer's number.
+
+    The answers to the first prompt have the first numbers.
+    """
+    async with (
+        router.model(name) as model,
+        aclosing(choices(model, prompts, sampling, answers)) as events,
+    ):
+        async for index, event in events:
+            if isinstance(event, Finished):
+                metrics.count_answer(event)
+            yield index, event
+
+
+async def whole(events: Events, body: Callable[[list[Written]], msgspec.Struct]) -> Response[Any]:
+    """All answers in one body."""
+    async with aclosing(events):
+        return Response(body(await _collect(events)), media_type=MediaType.JSON)
+
+
+async def streamed(events: Events, chunks: Chunks, answers: int) -> Response[Any]:
+    """So many answers in all, while they are written."""
+    # The first event is awaited before the headers go out: what fails until then has a status.
+    first = await anext(events)
+    return Stream(_stream(first, events, chunks, answers), media_type="text/event-stream")
+
+
+async def unless_disconnected(
+    request: Request[Any, Any, Any], response: Awaitable[Response[Any]]
+) -> Response[Any]:
+    """The response, unless its client goes away before it begins: then nothing, and work on it ends."""
+    task = asyncio.ensure_future(response)
+    gone = asyncio.ensure_future(_disconnected(request))
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return await task
+        return Response(b"", status_code=CLIENT_CLOSED_REQUEST, media_type=MediaType.TEXT)
+    finally:
+        for pending in (task, gone):
+            pending.cancel()
+        await asyncio.wait({task, gone})
+
+
+async def _disconnected(request: Request[Any, Any, Any]) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _collect(events: Events) -> list[Written]:
+    deltas: dict[int, list[Delta]] = {}
+    finished: dict[int, Finished] = {}
+    async for index, event in events:
+        if isinstance(event, Finished):
+            finished[index] = event
+        else:
+            deltas.setdefault(index, []).append(event)
+    return [Written(deltas.get(index, []), finished[index]) for index in sorted(finished)]
+
+
+async def _stream(
+    first: tuple[int, Event], events: Events, chunks: Chunks, answers: int
+) -> AsyncGenerator[bytes, None]:
+    """Server-sent events: `data:` lines only, since OpenAI's decoder trips over others."""
+    finished: dict[int, Finished] = {}
+    async with aclosing(events):
+        for chunk in chunks.opening():
+            yield _sse(chunk)
+        try:
+            index, event = first
+            while True:
+                for chunk in chunks.of(index, event):
+                    yield _sse(chunk)
+                if isinstance(event, Finished):
+                    finished[index] = event
+                    if len(finished) == answers:
+                        break
+                index, event = await anext(events)
+        except ApplianceError as exc:
+            yield _sse(errors.envelope(exc))
+            return
+        for chunk in chunks.closing([finished[index] for index in sorted(finished)]):
+            yield _sse(chunk)
+        yield b"data: [DONE]\n\n"
+
+
+def _sse(value: msgspec.Struct) -> bytes:
+    return b"data: " + msgspec.json.encode(value) + b"\n\n"
