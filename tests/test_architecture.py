@@ -57,7 +57,12 @@ HEAVY = {
 }
 CHILDREN = {"basemodels", "engine", "release", "training"}
 # What the daemon imports of the children.
-TORCH_FREE = {"engine/answer.py", "engine/client.py", "engine/protocol.py"}
+TORCH_FREE = {
+    "engine/answer.py",
+    "engine/client.py",
+    "engine/ending.py",
+    "engine/protocol.py",
+}
 
 
 def module_id(path: Path) -> str:
