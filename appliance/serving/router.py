@@ -18,7 +18,8 @@ from typing import TypeVar
 
 from appliance.engine.client import Engine
 from appliance.engine.protocol import Load
-from appliance.errors import Busy, ChildFailed, NoMemory, Unavailable
+from appliance.errors import ChildFailed, NoMemory, Unavailable
+from appliance.serving.admission import Admission
 from appliance.serving.backoff import SERVED_SECONDS, Backoff
 from appliance.serving.restoring import Restoring
 from appliance.serving.slots import Slot, Slots
@@ -66,7 +67,7 @@ class Router:
     ) -> None:
         self._resolve = resolve
         self._launch = launch
-        self._max_waiting = max_waiting
+        self._admission = Admission(max_waiting)
         self._idle_seconds = idle_seconds
         self._slots = Slots(max_loaded, self._ended)
         self._backoff = Backoff()
@@ -77,9 +78,12 @@ class Router:
         self._restoring = Restoring(self._load_if_room, idle_seconds)
 
     @asynccontextmanager
-    async def engine(self, name: str, path: Path | None = None) -> AsyncIterator[Engine]:
+    async def engine(
+        self, name: str, path: Path | None = None, *, client: str = "", answers: int = 1
+    ) -> AsyncIterator[Engine]:
         """An engine with the model loaded, kept loaded while the block runs.
 
+        `client` is who asks, and for how many answers, which is what is limited.
         `path` is for a model that `resolve` does not know yet. Raises NotFound for an unknown name,
         ChildFailed if it does not load, Busy if too many wait, Unavailable if its engines die again and
         again, or if the router has been closed.
@@ -89,11 +93,12 @@ class Router:
             raise Unavailable(
                 "stopping", "the appliance is being stopped", next_step="try again later"
             )
-        slot = self._enter_loaded(name, path) or await self._await_load(name, path)
-        try:
-            yield slot.engine
-        finally:
-            self._slots.leave(slot)
+        with self._admission.place(name, path, client, answers):
+            slot = self._enter_loaded(path) or await self._await_load(name, path)
+            try:
+                yield slot.engine
+            finally:
+                self._slots.leave(slot)
 
     async def unload(self, path: Path) -> None:
         """Stop the engine of this file, whoever uses or awaits it; not an error if there is none."""
@@ -160,28 +165,18 @@ class Router:
         """What the engine of each loaded model is doing; for any thread."""
         return {slot.name: slot.engine.load for slot in self._slots.alive()}
 
-    def _enter_loaded(self, name: str, path: Path) -> Slot | None:
+    def _enter_loaded(self, path: Path) -> Slot | None:
         slot = self._slots.get(path)
         if slot is None or slot.draining:
             return None
-        self._refuse_if_full(name, slot.users)
         slot.users += 1
         return slot
-
-    def _refuse_if_full(self, name: str, waiting: int) -> None:
-        if waiting >= self._max_waiting:
-            raise Busy(
-                "rate_limit_exceeded",
-                f"{self._max_waiting} requests are waiting for {name!r} already",
-                next_step="try again in a moment",
-            )
 
     async def _await_load(self, name: str, path: Path) -> Slot:
         """The slot once it is loaded, entered. A load that has begun goes on when a client gives up."""
         await self._slots.see_off_dead(path)
         self._backoff.refuse_if_far(name, path)
         load = self._loads.get(path) or self._begin_load(name, path)
-        self._refuse_if_full(name, load.waiting)
         load.waiting += 1
         try:
             await asyncio.shield(load.task)

@@ -49,7 +49,7 @@ class ChatController(Controller):
     ) -> Response[Any]:
         """Answer a conversation."""
         data.refuse_unsupported()
-        events = _generate(data, router, metrics)
+        events = _generate(data, request.auth.id, router, metrics)
         if data.stream:
             # The first event is awaited before the headers go out: what fails until then has a status.
             first = await _unless_disconnected(request, anext(events))
@@ -63,11 +63,11 @@ class ChatController(Controller):
         return Response(answer, media_type=MediaType.JSON)
 
 
-async def _generate(data: ChatRequest, router: Router, metrics: Metrics) -> Events:
+async def _generate(data: ChatRequest, client: str, router: Router, metrics: Metrics) -> Events:
     # What cannot be answered must not cost a load.
     messages, sampling = [message.plain() for message in data.messages], data.sampling()
     async with (
-        router.engine(data.model) as engine,
+        router.engine(data.model, client=client, answers=data.answers) as engine,
         aclosing(choices(engine, messages, sampling, data.answers)) as events,
     ):
         async for index, event in events:
