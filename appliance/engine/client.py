@@ -85,9 +85,9 @@ class Engine:
         await asyncio.shield(self._receiver)
 
     async def generate(
-        self, messages: Sequence[Message], sampling: Sampling
+        self, messages: Sequence[Message], sampling: Sampling, *, client: str = ""
     ) -> AsyncGenerator[Delta | Finished, None]:
-        """Answer a conversation: pieces of text, then how it ended.
+        """Answer a conversation: pieces of text, then how it ended. Those who wait take turns by `client`.
 
         Leaving early cancels the request; use `contextlib.aclosing`, so that it does so at once. Raises
         InvalidInput or TooLarge for a request that cannot be answered, SlowClient when too much lies
@@ -96,7 +96,9 @@ class Engine:
         """
         if self.last_words:
             raise self._ended()
-        request = protocol.Generate(id=next(self._ids), messages=list(messages), sampling=sampling)
+        request = protocol.Generate(
+            id=next(self._ids), messages=list(messages), sampling=sampling, client=client
+        )
         answer = self._answers[request.id] = Answer(request.id)
         try:
             await self._send(request)

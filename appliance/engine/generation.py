@@ -19,6 +19,7 @@ class Generation:
     def __init__(self, request: Generate, runtime: Runtime) -> None:
         """Render and tokenise; raises InvalidInput if the prompt cannot be answered."""
         self.id = request.id
+        self.client = request.client
         self.tokens = runtime.prompt(request.messages)
         """The prompt and the answer so far."""
         self.decoded = 0
@@ -43,6 +44,11 @@ class Generation:
         if self._cached_tokens is None:
             self._cached_tokens = held
             self._started_at = time.monotonic()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has run; if it waits, it was preempted."""
+        return self._cached_tokens is not None
 
     @property
     def answers(self) -> bool:

@@ -102,11 +102,12 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Answer `messages`."""
+    """Answer `messages`. Clients take turns: `client` is who asks."""
 
     id: int
     messages: list[Message]
     sampling: Sampling
+    client: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):

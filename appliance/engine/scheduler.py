@@ -1,8 +1,9 @@
 """Which tokens the next decode call takes: continuous batching over one pool of cells.
 
-Every step decodes the newest token of each running answer and, beside them, pieces of prompts. Answers
-start in the order in which they were asked for, but one whose prompt begins like a prompt that is being
-decoded waits for that and then copies it. The cells are shared: where they run out, idle sequences go
+Every step decodes the newest token of each running answer and, beside them, pieces of prompts. Clients
+take turns in starting an answer, so that one who asks for many holds nobody up; the answers of each start in
+the order in which they were asked for. One whose prompt begins like a prompt that is being decoded waits for
+that and then copies it. The cells are shared: where they run out, idle sequences go
 first, and then the youngest answer, which begins anew later and says nothing twice.
 
 Knows nothing of the connection.
@@ -10,6 +11,7 @@ Knows nothing of the connection.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -42,9 +44,12 @@ class Scheduler:
         self._runtime = runtime
         self._slots = slots
         self._sequences = Sequences(runtime)
-        # Both in the order of their requests.
+        # In the order of their requests, but for those that were preempted; and in that of their starts.
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
+        # When each client started an answer last, as a number that grows; clients are as many as API keys.
+        self._turns: dict[str, int] = {}
+        self._turn = 0
         # The cells were not enough for those that ran: nobody else starts until one of them has ended.
         self._crowded = False
 
@@ -104,16 +109,38 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Let the waiting run, as far as there are slots."""
-        if self._crowded:
+        if self._crowded or len(self._running) == self._slots:
             return
-        for generation in list(self._waiting):
+        for generation in self._in_turn():
             if len(self._running) == self._slots:
                 return
             if not self._begins_like_a_running_prompt(generation.tokens):
                 self._waiting.remove(generation)
                 self._running.append(generation)
+                self._count_turn(generation)
                 sequence = self._sequences.begin(generation.tokens)
                 generation.begin(sequence, self._sequences.held(sequence))
+
+    def _in_turn(self) -> list[Generation]:
+        """The waiting as they are to start: the preempted, then one of each client, then the next of each.
+
+        The client that started an answer longest ago comes first.
+        """
+        asked: Counter[str] = Counter()
+
+        def turn(generation: Generation) -> tuple[int, int]:
+            if generation.begun:
+                return 0, 0
+            asked[generation.client] += 1
+            return asked[generation.client], self._turns.get(generation.client, 0)
+
+        # Equals keep the order of their requests.
+        return sorted(self._waiting, key=turn)
+
+    def _count_turn(self, generation: Generation) -> None:
+        if not generation.begun:
+            self._turn += 1
+            self._turns[generation.client] = self._turn
 
     def _begins_like_a_running_prompt(self, prompt: Sequence[int]) -> bool:
         prompts = [each for each in self._running if not each.answers]

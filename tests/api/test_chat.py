@@ -318,6 +318,14 @@ def test_answers_are_counted_and_another_client_still_gets_in(daemon_with):
                 wait_for(lambda: engine_log(daemon).count("asked") == 22, "the other one to get in")
 
 
+@pytest.mark.parametrize("n", [1, 2])
+def test_key_is_the_client_that_takes_its_turn(shared_daemon, log, n):
+    made = ok(shared_daemon.http.post("/api/v1/keys", json={"name": "app"}))
+    with shared_daemon.client(made["secret"]) as app:
+        ok(app.post("/v1/chat/completions", json={"model": BASE, "messages": [USER], "n": n}))
+    assert [line.split()[-1] for line in log("asked")] == [made["id"]] * n
+
+
 def engine_log(daemon) -> str:
     return (daemon.state_dir / "base_models" / BASE / "model-Q4_K_M.log").read_text()
 

@@ -79,7 +79,7 @@ class FakeEngine:
                 self.note(f"cancel {request.id}")
                 self.cancelled.setdefault(request.id, threading.Event()).set()
             else:
-                self.note(f"asked {request.id}")
+                self.note(f"asked {request.id} by {request.client}")
                 self.cancelled.setdefault(request.id, threading.Event())
                 self.waiting.put(request)
         os._exit(0)

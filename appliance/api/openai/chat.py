@@ -68,7 +68,7 @@ async def _generate(data: ChatRequest, client: str, router: Router, metrics: Met
     messages, sampling = [message.plain() for message in data.messages], data.sampling()
     async with (
         router.engine(data.model, client=client, answers=data.answers) as engine,
-        aclosing(choices(engine, messages, sampling, data.answers)) as events,
+        aclosing(choices(engine, messages, sampling, data.answers, client)) as events,
     ):
         async for index, event in events:
             if isinstance(event, Finished):
