@@ -96,6 +96,15 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         ),
     ] = 64
 
+    drain_seconds: Annotated[
+        float,
+        _help(
+            "At a stop, answers under way may take so long to be finished; then they are ended.",
+            ge=0,
+            le=30,
+        ),
+    ] = 10.0
+
     @property
     def thread_count(self) -> int:
         """`threads`, or the number of CPUs this process may run on."""

@@ -36,7 +36,7 @@ LAYERS = {
     1: {"basemodels", "datasets", "engine", "hardware", "release", "store", "training"},
     2: {"checks", "jobs", "serving"},
     3: {"api"},
-    4: {"__main__", "cli", "daemon"},
+    4: {"__main__", "cli", "daemon", "server"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 

@@ -5,6 +5,7 @@ Counts answers, not requests: one request may ask for several. Knows neither eng
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ class Admission:
     def __init__(self, places: int) -> None:
         self._places = places
         self._held: dict[Path, Counter[str]] = {}
+        self._left = asyncio.Event()
 
     @contextmanager
     def place(self, name: str, path: Path, client: str, answers: int) -> Iterator[None]:
@@ -39,6 +41,13 @@ class Admission:
                 del held[client]
             if not held:
                 del self._held[path]
+                self._left.set()
+
+    async def wait_empty(self) -> None:
+        """Return when nobody holds a place."""
+        while self._held:
+            self._left.clear()
+            await self._left.wait()
 
     def _refuse_if_full(self, name: str, held: Counter[str], client: str, answers: int) -> None:
         own = held[client] + answers

@@ -86,7 +86,7 @@ class Router:
         `client` is who asks, and for how many answers, which is what is limited.
         `path` is for a model that `resolve` does not know yet. Raises NotFound for an unknown name,
         ChildFailed if it does not load, Busy if too many wait, Unavailable if its engines die again and
-        again, or if the router has been closed.
+        again, or if the router takes nobody new.
         """
         path = path or await self._resolve(name)
         if self._closed:
@@ -146,9 +146,17 @@ class Router:
                 return False
             return True
 
+    def refuse(self) -> None:
+        """Take nobody new; who is here already is served."""
+        self._closed = True
+
+    async def wait_unused(self) -> None:
+        """Return when nobody uses or awaits an engine."""
+        await self._admission.wait_empty()
+
     async def close(self) -> None:
         """Stop every engine and load no other."""
-        self._closed = True
+        self.refuse()
         await self._restoring.stop()
         await asyncio.gather(*(self.unload(path) for path in {*self._slots.paths(), *self._loads}))
 
