@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -16,19 +15,17 @@ from contextlib import asynccontextmanager
 from datetime import UTC
 from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from apscheduler.schedulers.asyncio import AsyncIOScheduler
-from granian.constants import HTTPModes, Interfaces
-from granian.server.embed import Server
 from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.middleware import DefineMiddleware
 from litestar.openapi import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
 
-from appliance import __version__, process, systemd
-from appliance.api import auth, errors, health, listening, metrics
+from appliance import __version__, process, server, systemd
+from appliance.api import auth, errors, health, listening, metrics, stopping
 from appliance.api.appliance.catalog import ModelDetailsController
 from appliance.api.appliance.hardware import HardwareController
 from appliance.api.appliance.keys import KeysController
@@ -60,10 +57,6 @@ logger = logging.getLogger(__name__)
 # Room for the form around an uploaded file.
 MULTIPART_OVERHEAD_BYTES = 1 << 20
 WORKER_THREADS = 32
-# Held requests and silent connections count; the server's own 128 are soon taken.
-MAX_CONNECTIONS = 1024
-# From the end of all answers to the end of connections that a client keeps open all the same.
-DRAIN_SECONDS = 5
 IDLE_POLL_SECONDS = 10
 
 OPENAPI = OpenAPIConfig(
@@ -106,10 +99,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         jobs_by_status=store.jobs.count_by_status, router=router, ledger=ledger
     )
 
-    async def stop_work() -> None:
-        """End answers and jobs' children; what is asked then is refused. May be called again."""
-        await runner.stop()
-        await router.close()
+    work = server.Work(runner, router)
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
@@ -126,7 +116,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
             yield
         finally:
             timers.shutdown(wait=False)
-            await stop_work()
+            await work.stop()
             store.close()
 
     app = Litestar(
@@ -147,7 +137,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
             health.readyz,
             metrics.get_metrics,
         ],
-        guards=[auth.require_key],
+        guards=[auth.require_key, stopping.refuse_when_stopping],
         exception_handlers=dict(errors.HANDLERS),
         dependencies={
             name: _provide(value)
@@ -174,7 +164,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         logging_config=None,
     )
     app.state.store = store
-    app.state.stop_work = stop_work
+    app.state.work = work
     return app
 
 
@@ -243,56 +233,8 @@ async def serve(settings: Settings, programs: Programs = PROGRAMS) -> None:
         listening.check_address(settings)
         listening.raise_file_limit()
         app = create_app(settings, programs)
-        server = Server(
-            app,
-            address=settings.host,
-            port=settings.port,
-            interface=Interfaces.ASGI,
-            # Its "auto" waits without limit for a client to show which version it speaks.
-            http=HTTPModes.http1,
-            backlog=MAX_CONNECTIONS,
-            backpressure=MAX_CONNECTIONS,
-            websockets=False,
-            log_access=False,
-            # Its own logging set-up would write plain text beside our JSON lines.
-            log_enabled=False,
-        )
-        await _serve_until_told(server, app, lock)
+        await server.run(app, settings, lock)
     finally:
         # Somebody may kill what the file names, and the number may be another's by then.
         lock.truncate(0)
         lock.close()
-
-
-async def _serve_until_told(server: Server, app: Litestar, lock: IO[str]) -> None:
-    told = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
-    serving, waiting = asyncio.create_task(server.serve()), asyncio.create_task(told.wait())
-    await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
-    if serving.done():
-        # It could not even start.
-        waiting.cancel()
-        serving.result()
-        return
-    systemd.notify("STOPPING=1")
-    logger.info("stopping")
-    # Before the server: it waits for open answers, and they end only when the engines do.
-    await app.state.stop_work()
-    server.stop()
-    drained = asyncio.create_task(_drain(serving))
-    if (await asyncio.wait({drained}, timeout=DRAIN_SECONDS))[0]:
-        drained.result()
-        return
-    logger.warning("what clients keep open is cut: connections, checks of uploads")
-    app.state.store.close()
-    logging.shutdown()
-    # Threads would wait for those clients and checks.
-    lock.truncate(0)
-    os._exit(0)
-
-
-async def _drain(serving: asyncio.Task[None]) -> None:
-    await serving
-    # The check of a large upload goes on although its client has gone.
-    await asyncio.get_running_loop().shutdown_default_executor()

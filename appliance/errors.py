@@ -11,7 +11,8 @@ Knows nothing of HTTP; `appliance.api.errors` alone gives each kind its status.
     ├─ NotFound            no such file, job, model or key
     ├─ WrongState          the thing exists, but not in a state that allows this
     ├─ Busy                try again later
-    │  └─ NoMemory         others hold the device's memory
+    │  ├─ NoMemory         others hold the device's memory
+    │  └─ Unavailable      by no fault of the caller, and whoever asks: stopping, or an engine restarts
     ├─ OutOfDisk           a write found no room; it works again once there is some
     ├─ ConfigurationError  the operator's settings or profile are wrong
     ├─ ChildFailed         a child process ended badly or stopped making progress
@@ -19,6 +20,8 @@ Knows nothing of HTTP; `appliance.api.errors` alone gives each kind its status.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import msgspec
 
@@ -76,7 +79,13 @@ class WrongState(ApplianceError):
 
 
 class Busy(ApplianceError):
-    """Try again later."""
+    """Try again later; where it is known when, after `retry_after_seconds`."""
+
+    def __init__(
+        self, code: str, message: str, *, retry_after_seconds: float | None = None, **more: str
+    ) -> None:
+        super().__init__(code, message, **more)
+        self.retry_after_seconds = retry_after_seconds
 
 
 class NoMemory(Busy):
@@ -89,11 +98,15 @@ class NoMemory(Busy):
         *,
         missing_bytes: int = 0,
         serving_bytes: int = 0,
-        **more: str,
+        **more: Any,
     ) -> None:
         super().__init__(code, message, **more)
         self.missing_bytes = missing_bytes
         self.serving_bytes = serving_bytes
+
+
+class Unavailable(Busy):
+    """The appliance cannot do it now, whoever asks: it is being stopped, or an engine is started again."""
 
 
 class OutOfDisk(ApplianceError):

@@ -88,8 +88,22 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         float, _help("A model that answered nothing for so long is unloaded.", gt=0)
     ] = 1800.0
     max_waiting_requests: Annotated[
-        int, _help("Requests that may wait for one model; more are told to come back.", ge=1)
+        int,
+        _help(
+            "Answers that may be waited for at once of one model (a request with n = 16 asks for 16); "
+            "who wants more is told to come back.",
+            ge=1,
+        ),
     ] = 64
+
+    drain_seconds: Annotated[
+        float,
+        _help(
+            "At a stop, answers under way may take so long to be finished; then they are ended.",
+            ge=0,
+            le=30,
+        ),
+    ] = 10.0
 
     @property
     def thread_count(self) -> int:

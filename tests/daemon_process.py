@@ -65,6 +65,17 @@ class DaemonProcess:
         """SIGTERM; returns the exit status."""
         return self._end(signal.SIGTERM)
 
+    def tell_to_stop(self) -> None:
+        """SIGTERM; returns at once."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Wait for its end; returns the exit status."""
+        assert self._process is not None
+        self._close_client()
+        return self._process.wait(DEADLINE_SECONDS)
+
     def restart(self) -> None:
         self.kill()
         self.start()
@@ -185,11 +196,14 @@ class DaemonProcess:
 
     def _end(self, number: signal.Signals) -> int:
         assert self._process is not None
+        self._close_client()
+        self._process.send_signal(number)
+        return self.wait()
+
+    def _close_client(self) -> None:
         if self._client is not None:
             self._client.close()
             self._client = None
-        self._process.send_signal(number)
-        return self._process.wait(DEADLINE_SECONDS)
 
 
 def wait_for(probe: Callable[[], T], what: str, *, why: Callable[[], str] = lambda: "") -> T:

@@ -36,7 +36,7 @@ LAYERS = {
     1: {"basemodels", "datasets", "engine", "hardware", "release", "store", "training"},
     2: {"checks", "jobs", "serving"},
     3: {"api"},
-    4: {"__main__", "cli", "daemon"},
+    4: {"__main__", "cli", "daemon", "server"},
 }
 LAYER_OF = {name: layer for layer, names in LAYERS.items() for name in names}
 
@@ -57,7 +57,12 @@ HEAVY = {
 }
 CHILDREN = {"basemodels", "engine", "release", "training"}
 # What the daemon imports of the children.
-TORCH_FREE = {"engine/answer.py", "engine/client.py", "engine/protocol.py"}
+TORCH_FREE = {
+    "engine/answer.py",
+    "engine/client.py",
+    "engine/ending.py",
+    "engine/protocol.py",
+}
 
 
 def module_id(path: Path) -> str:

@@ -31,6 +31,8 @@ BAD_VALUES = [
     ("engine_stall_seconds", "0", "> 0"),
     ("engine_idle_seconds", "-0.5", "> 0"),
     ("max_waiting_requests", "0", ">= 1"),
+    ("drain_seconds", "-1", ">= 0"),
+    ("drain_seconds", "31", "<= 30"),
     ("state_dir", "", "path"),
 ]
 
@@ -45,7 +47,7 @@ def test_bad_value_is_refused_by_name(name, value, word):
 
 
 def test_bad_values_are_many():
-    assert len(BAD_VALUES) == 21
+    assert len(BAD_VALUES) == 23
     assert {name for name, _, _ in BAD_VALUES} <= set(Settings.__struct_fields__)
 
 
@@ -93,6 +95,7 @@ def test_every_setting_can_be_set_by_its_variable():
         "engine_stall_seconds": "7",
         "engine_idle_seconds": "8",
         "max_waiting_requests": "9",
+        "drain_seconds": "11",
     }
     assert set(given) == set(Settings.__struct_fields__)
     loaded = settings.load({}, {f"APPLIANCE_{name.upper()}": given[name] for name in given})
@@ -105,7 +108,7 @@ def test_every_setting_says_what_it_is():
     fields = msgspec.structs.fields(Settings)
     described = [field.name for field in fields if field.type.__metadata__[0].description]
     assert described == list(Settings.__struct_fields__)
-    assert len(described) == 17
+    assert len(described) == 18
 
 
 def test_paths_become_absolute(tmp_path, monkeypatch):

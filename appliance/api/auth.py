@@ -27,6 +27,8 @@ async def require_key(
     key = await asyncio.to_thread(store.keys.find, secret)
     if key is None:
         raise NotAuthenticated("invalid_api_key", "Incorrect API key provided")
+    # Litestar's place for who asks: `request.auth`.
+    connection.scope["auth"] = key
     if handler.opt.get(ADMIN) and not key.admin:
         raise NotPermitted("insufficient_permissions", "this needs the admin key")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -32,12 +33,16 @@ STATUSES: Mapping[type[ApplianceError], HTTPStatus] = {
     errors.WrongState: HTTPStatus.BAD_REQUEST,
     errors.Busy: HTTPStatus.TOO_MANY_REQUESTS,
     errors.NoMemory: HTTPStatus.TOO_MANY_REQUESTS,
+    errors.Unavailable: HTTPStatus.SERVICE_UNAVAILABLE,
     errors.OutOfDisk: HTTPStatus.INSUFFICIENT_STORAGE,
     errors.ConfigurationError: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.ChildFailed: HTTPStatus.INTERNAL_SERVER_ERROR,
     errors.CorruptState: HTTPStatus.INTERNAL_SERVER_ERROR,
 }
+# Who is told to come back is told when. A second where nobody knows: an answer may end at any moment, and
+# OpenAI's clients wait longer at their second try.
 RETRY_AFTER_SECONDS = 1
+COME_BACK = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE})
 # A training holds it, for minutes at least; OpenAI's clients wait as long as they are told, up to 60 s.
 NO_MEMORY_RETRY_AFTER_SECONDS = 30
 # msgspec quotes a wrong value in full.
@@ -70,17 +75,18 @@ def handle_appliance_error(
 ) -> Response[Envelope]:
     """Answer with the error's own status."""
     status = STATUSES[type(exc)]
-    if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+    # Who is told to come back is no failure, and may be many.
+    if status >= HTTPStatus.INTERNAL_SERVER_ERROR and status not in COME_BACK:
         logger.error("request failed", extra={"path": request.url.path, "code": exc.code})
-    seconds = _retry_after_seconds(exc)
-    headers = {} if seconds is None else {"Retry-After": str(seconds)}
-    return _response(envelope(exc), status, headers)
+    return _response(envelope(exc), status, _retry_after_seconds(exc))
 
 
-def _retry_after_seconds(exc: ApplianceError) -> int | None:
+def _retry_after_seconds(exc: ApplianceError) -> int:
     if isinstance(exc, errors.NoMemory):
         return NO_MEMORY_RETRY_AFTER_SECONDS
-    return RETRY_AFTER_SECONDS if isinstance(exc, errors.Busy) else None
+    known = exc.retry_after_seconds if isinstance(exc, errors.Busy) else None
+    # Whole seconds, and none too early (RFC 9110).
+    return RETRY_AFTER_SECONDS if known is None else max(1, math.ceil(known))
 
 
 def handle_http_exception(
@@ -165,8 +171,7 @@ def _type_of(status: HTTPStatus) -> str:
 
 
 def _response(
-    body: Envelope, status: HTTPStatus, headers: Mapping[str, str] | None = None
+    body: Envelope, status: HTTPStatus, retry_after_seconds: int = RETRY_AFTER_SECONDS
 ) -> Response[Envelope]:
-    return Response(
-        body, status_code=status, media_type=MediaType.JSON, headers=dict(headers or {})
-    )
+    headers = {"Retry-After": str(retry_after_seconds)} if status in COME_BACK else {}
+    return Response(body, status_code=status, media_type=MediaType.JSON, headers=headers)

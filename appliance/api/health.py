@@ -6,10 +6,11 @@ import shutil
 
 import msgspec
 from litestar import Response, get
+from litestar.datastructures import State
 from litestar.status_codes import HTTP_200_OK, HTTP_503_SERVICE_UNAVAILABLE
 
 from appliance import __version__
-from appliance.api import auth
+from appliance.api import auth, stopping
 from appliance.store.store import Store
 
 # Below this a checkpoint or a database commit may fail.
@@ -35,18 +36,25 @@ class Readiness(msgspec.Struct):
     operation_id="getHealth",
     tags=["health"],
     sync_to_thread=False,
-    opt={auth.PUBLIC: True},
+    opt={auth.PUBLIC: True, stopping.TO_THE_END: True},
 )
 def healthz() -> Health:
     """Always answers while the event loop runs; needs no key and tells nothing else."""
     return Health("ok", __version__)
 
 
-@get("/readyz", operation_id="getReadiness", tags=["health"], sync_to_thread=True)
-def readyz(store: Store) -> Response[Readiness]:
-    """Look at the database, the disk and the models."""
+@get(
+    "/readyz",
+    operation_id="getReadiness",
+    tags=["health"],
+    sync_to_thread=True,
+    opt={stopping.TO_THE_END: True},
+)
+def readyz(store: Store, state: State) -> Response[Readiness]:
+    """Look at the database, the disk and the models, and whether it is being stopped."""
     free_bytes = shutil.disk_usage(store.directory).free
     checks = {
+        "daemon": "is being stopped" if state.work.stopping else "ok",
         "database": "ok" if store.jobs.count_by_status() is not None else "no answer",
         "disk": "ok" if free_bytes >= MIN_FREE_BYTES else f"only {free_bytes} bytes free",
         "models": "ok" if store.catalog.bases() else "no base model has been imported",

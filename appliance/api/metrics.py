@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from appliance.api import device_metrics
+from appliance.api import device_metrics, stopping
 from appliance.engine.protocol import Finished
 from appliance.hardware.lease import Ledger
 from appliance.hardware.sensors import Sensors
@@ -139,7 +139,7 @@ class CountRequests:
         await self._app(scope, receive, send_counted)
 
 
-@get("/metrics", operation_id="getMetrics", tags=["health"])
+@get("/metrics", operation_id="getMetrics", tags=["health"], opt={stopping.TO_THE_END: True})
 async def get_metrics(metrics: Metrics, sensors: Sensors) -> Response[Any]:
     """All metrics."""
     text = await asyncio.to_thread(generate_latest, metrics.registry)

@@ -10,20 +10,19 @@ import contextlib
 import itertools
 import logging
 import socket
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
 from appliance import process
 from appliance.engine import protocol
 from appliance.engine.answer import Answer
+from appliance.engine.ending import died, error_of, see_end, stalled
 from appliance.engine.protocol import Delta, Failed, Finished, Loaded, Prompt, Reply, Sampling
-from appliance.errors import UNDECODABLE, ApplianceError, ChildFailed, InvalidInput, TooLarge
+from appliance.errors import UNDECODABLE, ChildFailed, TooLarge
 
 logger = logging.getLogger(__name__)
 
 PROGRAM = tuple(process.python_child("appliance.engine"))
-# From the end of the connection to the end of the process.
-DEATH_GRACE_SECONDS = 2.0
 
 
 class Engine:
@@ -47,7 +46,10 @@ class Engine:
         self._writer = writer
         self._ids = itertools.count(protocol.LOADING_ID + 1)
         self._answers: dict[int, Answer] = {}
-        self._last_words: str | None = None
+        self.answered = 0
+        """How many answers it has finished."""
+        self.last_words = ""
+        """How it ended; empty until it has."""
         self._stopping = False
         self._receiver = asyncio.create_task(self._receive(), name=f"replies of {child.name}")
 
@@ -66,23 +68,34 @@ class Engine:
         """The engine's process."""
         return self._child.pid
 
+    def when_ended(self, tell: Callable[[], None]) -> None:
+        """Have `tell` called by the event loop once the engine has ended, however that came."""
+        self._receiver.add_done_callback(lambda _: tell())
+
+    async def wait(self) -> None:
+        """Return when it has ended, and everybody who waits for it has been told."""
+        await asyncio.shield(self._receiver)
+
     async def generate(
-        self, prompt: Prompt, sampling: Sampling, adapter: Path | None = None
+        self, prompt: Prompt, sampling: Sampling, *, adapter: Path | None = None, client: str = ""
     ) -> AsyncGenerator[Delta | Finished, None]:
         """Answer a prompt: pieces of text, then how it ended; with a LoRA adapter if one is given.
+
+        Those who wait take turns by `client`.
 
         Leaving early cancels the request; use `contextlib.aclosing`, so that it does so at once. Raises
         InvalidInput or TooLarge for a request that cannot be answered, SlowClient when too much lies
         unread, ChildFailed when the engine failed ("engine_died", "engine_stopped", "engine_stalled",
         "decode_failed").
         """
-        if self._last_words is not None:
+        if self.last_words:
             raise self._ended()
         request = protocol.Generate(
             id=next(self._ids),
             prompt=prompt,
             sampling=sampling,
             adapter=None if adapter is None else str(adapter),
+            client=client,
         )
         answer = self._answers[request.id] = Answer(request.id)
         try:
@@ -112,7 +125,7 @@ class Engine:
             except TimeoutError:
                 if self._heard_at < waits_since:
                     await self._child.stop()
-                    raise _stalled(self._child, "answering", self._stall_seconds) from None
+                    raise stalled(self._child, "answering", self._stall_seconds) from None
 
     # --- requests ---
 
@@ -162,21 +175,22 @@ class Engine:
                 if answer.ended:
                     self._cancel(reply.id)
             case Finished():
+                self.answered += 1
                 answer.end(reply)
             case Failed():
-                answer.end(_error(reply))
+                answer.end(error_of(reply))
 
     async def _bury(self) -> None:
         """The connection has ended: see the process end, then tell everyone who waits."""
         self._writer.close()
-        await _see_end(self._child)
-        self._last_words = self._child.describe_death()
+        await see_end(self._child)
+        self.last_words = self._child.describe_death()
         for answer in self._answers.values():
             answer.end(self._ended())
         logger.log(
             logging.INFO if self._stopping else logging.ERROR,
             "engine ended",
-            extra={"child": self._child.name, "reason": self._last_words},
+            extra={"child": self._child.name, "reason": self.last_words},
         )
 
     def _ended(self) -> ChildFailed:
@@ -186,7 +200,7 @@ class Engine:
                 f"{self._child.name} should answer, but it was stopped",
                 next_step="send the request again",
             )
-        return _died(self._child)
+        return died(self._child)
 
 
 async def start(
@@ -257,42 +271,12 @@ async def _wait_until_loaded(
                     case Failed():
                         raise ChildFailed(reply.code, reply.message, next_step=reply.next_step)
     except TimeoutError:
-        raise _stalled(child, "loading", stall_seconds) from None
+        raise stalled(child, "loading", stall_seconds) from None
     except (asyncio.IncompleteReadError, ConnectionError):
-        await _see_end(child)
-        raise _died(child) from None
+        await see_end(child)
+        raise died(child) from None
 
 
 async def _read_reply(reader: asyncio.StreamReader) -> Reply:
     length = protocol.body_length(await reader.readexactly(protocol.HEADER_BYTES))
     return protocol.decode_reply(await reader.readexactly(length))
-
-
-async def _see_end(child: process.Child) -> None:
-    """Wait for the end of a process whose connection has ended; make it end if it does not."""
-    ended = asyncio.create_task(child.wait())
-    done, _ = await asyncio.wait({ended}, timeout=DEATH_GRACE_SECONDS)
-    if not done:
-        await child.stop()
-    await ended
-
-
-def _stalled(child: process.Child, work: str, stall_seconds: float) -> ChildFailed:
-    return ChildFailed(
-        "engine_stalled",
-        f"{child.name} should show progress of {work} every {stall_seconds:g} s; it has not",
-        next_step="try again; raise engine_stall_seconds on a slow device",
-    )
-
-
-def _died(child: process.Child) -> ChildFailed:
-    return ChildFailed(
-        "engine_died",
-        f"{child.name} should answer, but: {child.describe_death()}",
-        next_step="try again; the model is loaded anew",
-    )
-
-
-def _error(reply: Failed) -> ApplianceError:
-    kind = InvalidInput if reply.caller_at_fault else ChildFailed
-    return kind(reply.code, reply.message, param=reply.param, next_step=reply.next_step)

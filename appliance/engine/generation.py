@@ -20,6 +20,7 @@ class Generation:
         """Render and tokenise; raises InvalidInput if the prompt cannot be answered."""
         self.id = request.id
         self.adapter = request.adapter
+        self.client = request.client
         self.tokens = runtime.vocabulary.prompt(request.prompt)
         """The prompt and the answer so far."""
         self.decoded = 0
@@ -45,6 +46,11 @@ class Generation:
         if self._cached_tokens is None:
             self._cached_tokens = held
             self._started_at = time.monotonic()
+
+    @property
+    def begun(self) -> bool:
+        """Whether it has run; if it waits, it was preempted."""
+        return self._cached_tokens is not None
 
     @property
     def answers(self) -> bool:

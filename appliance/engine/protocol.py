@@ -116,12 +116,16 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Answer a conversation, or go on from a raw prompt; with the LoRA adapter of this GGUF file or with none."""
+    """Answer a conversation, or go on from a raw prompt.
+
+    `adapter` is the GGUF file of a LoRA adapter to answer with. Clients take turns: `client` is who asks.
+    """
 
     id: int
     prompt: Prompt
     sampling: Sampling
     adapter: str | None = None
+    client: str = ""
 
 
 class Cancel(msgspec.Struct, frozen=True, kw_only=True, tag=True):

@@ -1,8 +1,9 @@
 """Which tokens the next decode call takes: continuous batching over one pool of cells.
 
-Every step decodes the newest token of each running answer and, beside them, pieces of prompts. Answers
-start in the order in which they were asked for, but one whose prompt begins like a prompt that is being
-decoded waits for that and then copies it. The cells are shared: where they run out, idle sequences go
+Every step decodes the newest token of each running answer and, beside them, pieces of prompts. Clients
+take turns in starting an answer, so that one who asks for many holds nobody up; the answers of each start in
+the order in which they were asked for. One whose prompt begins like a prompt that is being decoded waits for
+that and then copies it. The cells are shared: where they run out, idle sequences go
 first, and then the youngest answer, which begins anew later and says nothing twice.
 
 Only answers with the same adapter can share a call. Where they have several, those of each take turns.
@@ -19,14 +20,13 @@ from appliance.engine.generation import Generation
 from appliance.engine.protocol import Delta, Finished, Generate, Load
 from appliance.engine.runtime import N_BATCH, NoCells, Part, Runtime
 from appliance.engine.sequences import Sequences, common_prefix
+from appliance.engine.turns import AdapterTurns, ClientTurns
 from appliance.errors import ApplianceError, ChildFailed
 
 # Most prompt tokens of a step that answers wait for.
 TOKENS_BESIDE_ANSWERS = N_BATCH // 2
 # A prompt waits for another only if that spares it so many tokens: about a decode call of many answers.
 WORTH_WAITING_TOKENS = 32
-# Another adapter costs a decode call a third of its time (measured, 135 million parameters, 2 cores).
-STEPS_OF_A_TURN = 4
 
 
 class Failure(NamedTuple):
@@ -46,15 +46,13 @@ class Scheduler:
         self._runtime = runtime
         self._slots = slots
         self._sequences = Sequences(runtime)
-        # Both in the order of their requests.
+        # In the order of their requests, but for those that were preempted; and in that of their starts.
         self._waiting: list[Generation] = []
         self._running: list[Generation] = []
         # The cells were not enough for those that ran: nobody else starts until one of them has ended.
         self._crowded = False
-        # Whose adapter's turn it is, how often it has stepped since, and all in the order of their last turn.
-        self._turn: str | None = None
-        self._steps = 0
-        self._turns: dict[str | None, None] = {None: None}
+        self._clients = ClientTurns()
+        self._adapters = AdapterTurns()
 
     @property
     def busy(self) -> bool:
@@ -88,8 +86,8 @@ class Scheduler:
             return refused
         if not self._running:
             return []
-        self._pass_turn()
-        work = list(self._share_out())
+        adapter = self._adapters.choose([each.adapter for each in self._running])
+        work = list(self._share_out(adapter))
         parts = [
             Part(
                 tokens=generation.tokens[generation.decoded : generation.decoded + count],
@@ -100,7 +98,7 @@ class Scheduler:
             for generation, count in work
         ]
         try:
-            self._runtime.adapters.attach(self._turn)
+            self._runtime.adapters.attach(adapter)
             rows = self._runtime.decode(parts)
         except NoCells as exc:
             return self._make_room(exc)
@@ -118,9 +116,9 @@ class Scheduler:
 
     def _admit(self) -> list[Event]:
         """Let the waiting run, as far as there are slots; gives those that cannot."""
-        if self._crowded:
+        if self._crowded or len(self._running) == self._slots:
             return []
-        for generation in list(self._waiting):
+        for generation in self._clients.in_turn(self._waiting):
             if len(self._running) == self._slots:
                 break
             if self._begins_like_a_running_prompt(generation):
@@ -133,11 +131,15 @@ class Scheduler:
             if not has_adapter:
                 # Nobody overtakes it, or it might wait for ever.
                 break
-            self._waiting.remove(generation)
-            self._running.append(generation)
-            sequence = self._sequences.begin(generation.tokens, generation.adapter)
-            generation.begin(sequence, self._sequences.held(sequence))
+            self._start(generation)
         return []
+
+    def _start(self, generation: Generation) -> None:
+        self._waiting.remove(generation)
+        self._running.append(generation)
+        self._clients.count(generation)
+        sequence = self._sequences.begin(generation.tokens, generation.adapter)
+        generation.begin(sequence, self._sequences.held(sequence))
 
     def _load_adapter(self, generation: Generation) -> bool:
         """False if adapters of running answers leave no room for it."""
@@ -154,28 +156,13 @@ class Scheduler:
         shared = max(common_prefix(each.tokens, prompt) for each in prompts)
         return shared - self._sequences.reusable(prompt, adapter) >= WORTH_WAITING_TOKENS
 
-    def _pass_turn(self) -> None:
-        """Choose whose adapter's turn it is: after some steps, that of whoever has waited longest."""
-        adapters = {each.adapter: None for each in self._running}
-        if self._turn in adapters and (self._steps < STEPS_OF_A_TURN or len(adapters) == 1):
-            self._steps += 1
-            return
-        # Those that had no turn yet come before those that had one.
-        new = [each for each in adapters if each not in self._turns]
-        self._turn = next(iter([*new, *(each for each in self._turns if each in adapters)]))
-        self._turns = {
-            each: None for each in self._turns if each in adapters and each != self._turn
-        }
-        self._turns[self._turn] = None
-        self._steps = 1
-
-    def _share_out(self) -> Iterator[tuple[Generation, int]]:
+    def _share_out(self, adapter: str | None) -> Iterator[tuple[Generation, int]]:
         """Who takes part in the next call, with how many tokens.
 
         Half of what prompts may have is the oldest prompt's; the rest goes to the shortest first, so that
         a long prompt holds up neither answers nor short prompts, and is not held up by them either.
         """
-        in_turn = [each for each in self._running if each.adapter == self._turn]
+        in_turn = [each for each in self._running if each.adapter == adapter]
         yield from ((each, 1) for each in in_turn if each.answers)
         prompts = [each for each in in_turn if not each.answers]
         # Answers with another adapter wait for the step, too.

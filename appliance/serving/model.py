@@ -1,4 +1,4 @@
-"""A model that answers: an engine, and the adapter to answer with."""
+"""A model that answers: an engine, the adapter to answer with, and who asks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ class Model:
 
     engine: Engine
     adapter: Path | None = None
+    client: str = ""
 
     def generate(
         self, prompt: Prompt, sampling: Sampling
     ) -> AsyncGenerator[Delta | Finished, None]:
         """As `Engine.generate`."""
-        return self.engine.generate(prompt, sampling, self.adapter)
+        return self.engine.generate(prompt, sampling, adapter=self.adapter, client=self.client)

@@ -1,14 +1,14 @@
 """From a model's name to an engine that has it loaded.
 
-Loads on demand, keeps at most so many engines and no more than the memory that is granted, unloads the one
-unused for longest, and replaces an engine that died at the next request. Knows nothing of HTTP, jobs or the
-database: what a name means is asked of the function handed in.
+Loads on demand, keeps at most so many engines and no more than the memory that is granted, and unloads the
+one unused for longest. An engine that died is started again without being asked for, at once or, where that
+happens again and again, ever later (`backoff`); no other is unloaded for it unless somebody asks. Knows
+nothing of HTTP, jobs or the database: what a name means is asked of the function handed in.
 """
 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,37 +17,20 @@ from typing import TypeVar
 
 from appliance.engine.client import Engine
 from appliance.engine.protocol import Load
-from appliance.errors import Busy, ChildFailed, NoMemory
+from appliance.errors import ChildFailed, NoMemory, Unavailable
+from appliance.serving.admission import Admission
+from appliance.serving.backoff import SERVED_SECONDS, Backoff
 from appliance.serving.model import Model
 from appliance.serving.names import Target
+from appliance.serving.pending_load import PendingLoad
 from appliance.serving.restoring import Restoring
+from appliance.serving.slots import Slot, Slots
 
 logger = logging.getLogger(__name__)
 
 Launch = Callable[[str, Path], Awaitable[Engine]]
 Resolve = Callable[[str], Awaitable[Target]]
 T = TypeVar("T")
-
-
-@dataclasses.dataclass
-class _Slot:
-    """A loaded model and who uses it now; one that drains takes nobody new."""
-
-    name: str
-    engine: Engine
-    users: int = 0
-    used_at: float = 0.0
-    draining: bool = False
-
-
-@dataclasses.dataclass
-class _Load:
-    """A load under way, shared by everybody who waits for it; they become the users of what it gives."""
-
-    task: asyncio.Task[None]
-    waiting: int = 0
-    begun: bool = False
-    slot: _Slot | None = None
 
 
 class Router:
@@ -67,46 +50,57 @@ class Router:
     ) -> None:
         self._resolve = resolve
         self._launch = launch
-        self._max_loaded = max_loaded
-        self._max_waiting = max_waiting
+        self._admission = Admission(max_waiting)
         self._idle_seconds = idle_seconds
-        self._slots: dict[Path, _Slot] = {}
-        self._loads: dict[Path, _Load] = {}
+        self._slots = Slots(max_loaded, self._ended)
+        self._backoff = Backoff()
+        self._loads: dict[Path, PendingLoad] = {}
         # One load at a time: two would fight for the same memory and cores.
         self._loading = asyncio.Lock()
-        self._left = asyncio.Event()
         self._closed = False
         self._restoring = Restoring(self._load_if_room, idle_seconds)
 
     @asynccontextmanager
-    async def model(self, name: str) -> AsyncIterator[Model]:
-        """The model behind a name, kept loaded while the block runs. Raises NotFound, or as `engine` does."""
+    async def model(self, name: str, *, client: str = "", answers: int = 1) -> AsyncIterator[Model]:
+        """The model behind a name, kept loaded while the block runs.
+
+        `client` is who asks, and for how many answers, which is what is limited. Raises NotFound for an
+        unknown name, or as `engine` does.
+        """
         target = await self._resolve(name)
-        async with self.engine(target.engine_name, target.gguf) as engine:
-            yield Model(engine, target.adapter)
+        entered = self.engine(target.engine_name, target.gguf, client=client, answers=answers)
+        async with entered as engine:
+            yield Model(engine, target.adapter, client)
 
     @asynccontextmanager
-    async def engine(self, name: str, path: Path) -> AsyncIterator[Engine]:
+    async def engine(
+        self, name: str, path: Path, *, client: str = "", answers: int = 1
+    ) -> AsyncIterator[Engine]:
         """An engine with a file loaded, kept loaded while the block runs; it need not be in the catalogue.
 
-        Raises ChildFailed if it does not load, Busy if too many wait or the router has been closed.
+        Raises ChildFailed if it does not load, Busy if too many wait, Unavailable if its engines die again
+        and again, or if the router takes nobody new.
         """
         if self._closed:
-            raise Busy("stopping", "the appliance is being stopped", next_step="try again later")
-        slot = self._enter_loaded(name, path) or await self._await_load(name, path)
-        try:
-            yield slot.engine
-        finally:
-            self._leave(slot)
+            raise Unavailable(
+                "stopping", "the appliance is being stopped", next_step="try again later"
+            )
+        with self._admission.place(name, path, client, answers):
+            slot = self._enter_loaded(path) or await self._await_load(name, path)
+            try:
+                yield slot.engine
+            finally:
+                self._slots.leave(slot)
 
     async def unload(self, path: Path) -> None:
         """Stop the engine of this file, whoever uses or awaits it; not an error if there is none."""
         self._restoring.forget(path)
+        self._backoff.forget(path)
         load = self._loads.get(path)
         if load is not None:
             load.task.cancel()
             await asyncio.wait({load.task})
-        await self._drop(path)
+        await self._slots.drop(path)
 
     async def make_way(self, take: Callable[[], Awaitable[T]]) -> tuple[T, list[str]]:
         """Unload models until `take` gets its memory; gives that, and the names of what was unloaded.
@@ -116,11 +110,12 @@ class Router:
         # Else they would come back between two stages of a job.
         await self._restoring.stop()
         async with self._loading:
-            before = {slot.name: path for path, slot in self._slots.items()}
+            before = {slot.name: slot.path for slot in self._slots.alive()}
             try:
-                taken = await self._with_room(take)
+                taken = await self._slots.with_room(take, self._slots.evict)
             finally:
-                gone = {name: path for name, path in before.items() if path not in self._slots}
+                left = self._slots.paths()
+                gone = {name: path for name, path in before.items() if path not in left}
                 self._restoring.note(gone)
         return taken, sorted(gone)
 
@@ -132,81 +127,66 @@ class Router:
     async def _load_if_room(self, name: str, path: Path) -> bool:
         """Whether the model is loaded now, without any other having been unloaded for it."""
         async with self._loading:
-            slot = self._slots.get(path)
-            if slot is not None and slot.engine.alive:
+            if self._slots.get(path) is not None:
                 return True
-            await self._drop(path)
-            if self._closed or len(self._slots) >= self._max_loaded:
+            await self._slots.drop(path)
+            if self._closed or self._slots.full or self._backoff.seconds_left(path):
                 return False
             try:
-                self._keep(name, path, await self._launch(name, path))
+                self._slots.keep(name, path, await self._start(name, path))
             except NoMemory:
                 return False
             return True
 
+    def refuse(self) -> None:
+        """Take nobody new; who is here already is served."""
+        self._closed = True
+
+    async def wait_unused(self) -> None:
+        """Return when nobody uses or awaits an engine."""
+        await self._admission.wait_empty()
+
     async def close(self) -> None:
         """Stop every engine and load no other."""
-        self._closed = True
+        self.refuse()
         await self._restoring.stop()
-        await asyncio.gather(*(self.unload(path) for path in {*self._slots, *self._loads}))
+        await asyncio.gather(*(self.unload(path) for path in {*self._slots.paths(), *self._loads}))
 
     async def unload_idle(self) -> None:
         """Unload what nobody has used for the idle time; to be called now and then."""
-        oldest = asyncio.get_running_loop().time() - self._idle_seconds
-        for path, slot in list(self._slots.items()):
-            if slot.users == 0 and slot.used_at < oldest and self._slots.get(path) is slot:
-                logger.info("model unloaded, unused", extra={"model": slot.name})
-                await self._drop(path)
+        now = asyncio.get_running_loop().time()
+        await self._slots.drop_unused_since(now - self._idle_seconds)
 
     def loaded(self) -> dict[str, int]:
         """Names of the loaded models, each with the number of its requests now; for any thread."""
-        return {slot.name: slot.users for slot in self._alive()}
+        return {slot.name: slot.users for slot in self._slots.alive()}
 
     def loads(self) -> dict[str, Load]:
         """What the engine of each loaded model is doing; for any thread."""
-        return {slot.name: slot.engine.load for slot in self._alive()}
+        return {slot.name: slot.engine.load for slot in self._slots.alive()}
 
-    def _alive(self) -> list[_Slot]:
-        # A copy is made in one step, whatever the event loop does meanwhile.
-        return [slot for slot in self._slots.copy().values() if slot.engine.alive]
-
-    def _enter_loaded(self, name: str, path: Path) -> _Slot | None:
+    def _enter_loaded(self, path: Path) -> Slot | None:
         slot = self._slots.get(path)
-        if slot is None or slot.draining or not slot.engine.alive:
+        if slot is None or slot.draining:
             return None
-        self._refuse_if_full(name, slot.users)
         slot.users += 1
         return slot
 
-    def _leave(self, slot: _Slot) -> None:
-        slot.users -= 1
-        slot.used_at = asyncio.get_running_loop().time()
-        self._left.set()
-
-    def _refuse_if_full(self, name: str, waiting: int) -> None:
-        if waiting >= self._max_waiting:
-            raise Busy(
-                "rate_limit_exceeded",
-                f"{self._max_waiting} requests are waiting for {name!r} already",
-                next_step="try again in a moment",
-            )
-
-    async def _await_load(self, name: str, path: Path) -> _Slot:
+    async def _await_load(self, name: str, path: Path) -> Slot:
         """The slot once it is loaded, entered. A load that has begun goes on when a client gives up."""
-        load = self._loads.get(path)
-        if load is None:
-            load = self._begin_load(name, path)
-        self._refuse_if_full(name, load.waiting)
+        await self._slots.see_off_dead(path)
+        self._backoff.refuse_if_far(name, path)
+        load = self._loads.get(path) or self._begin_load(name, path)
         load.waiting += 1
         try:
             await asyncio.shield(load.task)
         except BaseException as exc:
             if load.slot is not None:
                 # Loaded in this very moment, for somebody who has just gone.
-                self._leave(load.slot)
+                self._slots.leave(load.slot)
             else:
                 load.waiting -= 1
-                if not load.waiting and not load.begun:
+                if not load.waiting and not load.goes_on:
                     self._forget(path, load)
                     load.task.cancel()
             if load.task.cancelled() and _is_not_cancelled_itself(exc):
@@ -219,8 +199,9 @@ class Router:
         assert load.slot is not None
         return load.slot
 
-    def _begin_load(self, name: str, path: Path) -> _Load:
-        load = self._loads[path] = _Load(asyncio.create_task(self._load(name, path)))
+    def _begin_load(self, name: str, path: Path, used_at: float | None = None) -> PendingLoad:
+        task = asyncio.create_task(self._load(name, path))
+        load = self._loads[path] = PendingLoad(task, used_at=used_at)
 
         def ended(task: asyncio.Task[None]) -> None:
             # A task that is cancelled before it begins never reaches its own clean-up.
@@ -229,72 +210,77 @@ class Router:
             # For want of memory it is asked for again and again; whoever asks is told.
             if failure is not None and not isinstance(failure, NoMemory):
                 logger.warning("model not loaded", extra={"model": name, "reason": str(failure)})
+            if failure is not None and load.used_at is not None:
+                self._try_again(name, path, load.used_at, failure)
 
         load.task.add_done_callback(ended)
         return load
 
-    def _forget(self, path: Path, load: _Load) -> None:
+    def _forget(self, path: Path, load: PendingLoad) -> None:
         if self._loads.get(path) is load:
             del self._loads[path]
 
     async def _load(self, name: str, path: Path) -> None:
         load = self._loads[path]
         try:
+            await self._backoff.wait(path)
             async with self._loading:
                 load.begun = True
-                slot = self._slots.get(path)
                 # It may be there: one that was to make room, and then did not have to.
-                if slot is None or not slot.engine.alive:
-                    slot = await self._launch_slot(name, path)
+                slot = self._slots.get(path) or await self._launch_slot(name, path, load)
                 slot.users += load.waiting
                 load.slot = slot
         finally:
             self._forget(path, load)
 
-    async def _launch_slot(self, name: str, path: Path) -> _Slot:
-        await self._drop(path)
-        while len(self._slots) >= self._max_loaded:
-            await self._evict()
-        return self._keep(name, path, await self._with_room(lambda: self._launch(name, path)))
+    async def _launch_slot(self, name: str, path: Path, load: PendingLoad) -> Slot:
+        async def evict() -> None:
+            if load.used_at is not None and not load.waiting:
+                raise NoMemory("no_memory", f"others have taken the place of {name} meanwhile")
+            await self._slots.evict()
 
-    def _keep(self, name: str, path: Path, engine: Engine) -> _Slot:
-        logger.info("model loaded", extra={"model": name, "path": str(path)})
-        now = asyncio.get_running_loop().time()
-        slot = self._slots[path] = _Slot(name, engine, used_at=now)
-        return slot
+        await self._slots.drop(path)
+        while self._slots.full:
+            await evict()
+        engine = await self._slots.with_room(lambda: self._start(name, path), evict)
+        return self._slots.keep(name, path, engine, None if load.waiting else load.used_at)
 
-    async def _with_room(self, take: Callable[[], Awaitable[T]]) -> T:
-        """What `take` gives once it gets its memory, for which models are unloaded if that is enough."""
-        while True:
-            try:
-                return await take()
-            except NoMemory as exc:
-                if exc.serving_bytes < exc.missing_bytes or not self._slots:
-                    raise
-            await self._evict()
-
-    async def _evict(self) -> None:
-        """Unload one model: the one unused for longest, or else the first that nobody uses any more."""
+    async def _start(self, name: str, path: Path) -> Engine:
         try:
-            while self._slots:
-                path, slot = min(
-                    self._slots.items(), key=lambda item: (item[1].users > 0, item[1].used_at)
-                )
-                if slot.users == 0:
-                    await self._drop(path)
-                    return
-                # Nobody new enters, or models that are always in use would keep all others out.
-                slot.draining = True
-                self._left.clear()
-                await self._left.wait()
-        finally:
-            for slot in self._slots.values():
-                slot.draining = False
+            return await self._launch(name, path)
+        except ChildFailed as exc:
+            self._backoff.died(path, exc.message)
+            raise
 
-    async def _drop(self, path: Path) -> None:
-        slot = self._slots.pop(path, None)
-        if slot is not None:
-            await slot.engine.stop()
+    # --- engines that died ---
+
+    def _ended(self, slot: Slot, died: bool) -> None:
+        """Start a new engine for one that died, unless it would be idle by now."""
+        now = asyncio.get_running_loop().time()
+        served = slot.engine.answered > 0 or now - slot.loaded_at >= SERVED_SECONDS
+        if not died:
+            self._backoff.stopped(slot.path, served=served)
+            return
+        wait_seconds = self._backoff.died(slot.path, slot.engine.last_words, served=served)
+        logger.warning("engine died", extra={"model": slot.name, "wait_seconds": wait_seconds})
+        self._load_by_itself(slot.name, slot.path, now if slot.users else slot.used_at)
+
+    def _try_again(self, name: str, path: Path, used_at: float, failure: BaseException) -> None:
+        if isinstance(failure, ChildFailed):
+            self._load_by_itself(name, path, used_at)
+        else:
+            # Like one that was unloaded for others: it comes back when a job gives its memory back.
+            self._restoring.note({name: path})
+
+    def _load_by_itself(self, name: str, path: Path, used_at: float) -> None:
+        idle_seconds = asyncio.get_running_loop().time() - used_at
+        if self._closed or idle_seconds > self._idle_seconds:
+            return
+        load = self._loads.get(path)
+        if load is None:
+            self._begin_load(name, path, used_at)
+        else:
+            load.used_at = used_at
 
 
 def _is_not_cancelled_itself(exc: BaseException) -> bool:

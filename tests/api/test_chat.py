@@ -303,6 +303,29 @@ def test_busy_model_tells_when_to_come_back(daemon_with):
     wait_for(lambda: daemon.chat("one two").status_code == 200, "the place to be free")
 
 
+def test_answers_are_counted_and_another_client_still_gets_in(daemon_with):
+    daemon = daemon_with(max_waiting_requests=4)
+    other = ok(daemon.http.post("/api/v1/keys", json={"name": "other"}))
+    ok(daemon.chat("warm up", n=16))
+    with talking(daemon, "hang", stream=False, n=3):
+        wait_for(lambda: engine_log(daemon).count("asked") == 16 + 3, "the engine to be asked")
+        error = error_of(daemon.chat("one two", n=2), 429)
+        assert error["code"] == "rate_limit_exceeded"
+        with talking(daemon, "hang", n=1):
+            wait_for(lambda: engine_log(daemon).count("asked") == 20, "all places to be taken")
+            error_of(daemon.chat("one two"), 429)
+            with talking(daemon, "one two", key=other["secret"], n=2):
+                wait_for(lambda: engine_log(daemon).count("asked") == 22, "the other one to get in")
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_key_is_the_client_that_takes_its_turn(shared_daemon, log, n):
+    made = ok(shared_daemon.http.post("/api/v1/keys", json={"name": "app"}))
+    with shared_daemon.client(made["secret"]) as app:
+        ok(app.post("/v1/chat/completions", json={"model": BASE, "messages": [USER], "n": n}))
+    assert [line.split()[-1] for line in log("asked")] == [made["id"]] * n
+
+
 def engine_log(daemon) -> str:
     return (daemon.state_dir / "base_models" / BASE / "model-Q4_K_M.log").read_text()
 
@@ -311,12 +334,12 @@ def engine_log(daemon) -> str:
 
 
 @contextmanager
-def talking(daemon, content: str, **body: object):
+def talking(daemon, content: str, key: str | None = None, **body: object):
     """An open request on a plain socket, which is closed at the end without a word."""
     messages = [{"role": "user", "content": content}]
     data = json.dumps({"model": BASE, "messages": messages, **body}).encode()
     head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {daemon.key}\r\n"
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key or daemon.key}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
     with socket.create_connection(("127.0.0.1", daemon.port), timeout=30) as connection:

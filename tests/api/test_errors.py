@@ -6,9 +6,16 @@ import inspect
 import json
 
 import pytest
+from litestar import Request
+from litestar.exceptions import TooManyRequestsException
 
 from appliance import errors
-from appliance.api.errors import STATUSES, envelope
+from appliance.api.errors import (
+    STATUSES,
+    envelope,
+    handle_appliance_error,
+    handle_http_exception,
+)
 from appliance.errors import ApplianceError
 from tests.daemon_process import BASE, error_of, rows
 
@@ -24,7 +31,7 @@ def test_every_kind_of_error_has_a_status():
         if issubclass(kind, ApplianceError) and kind is not ApplianceError
     }
     assert set(STATUSES) == kinds
-    assert len(kinds) == 13
+    assert len(kinds) == 14
     assert [kind for kind in kinds if STATUSES[kind] == 409] == []
 
 
@@ -35,11 +42,34 @@ def test_envelope_holds_what_the_error_says(kind):
     assert body.message == "expected a, found b; do c"
     assert body.type == (
         "rate_limit_exceeded"
-        if issubclass(kind, errors.Busy)
+        if STATUSES[kind] == 429
         else "server_error"
         if STATUSES[kind] >= 500
         else "invalid_request_error"
     )
+
+
+REQUEST = Request({"type": "http", "path": "/", "headers": [], "server": ("x", 1)})
+
+
+@pytest.mark.parametrize("kind", STATUSES, ids=lambda kind: kind.__name__)
+def test_who_is_to_come_back_is_told_when(kind):
+    answer = handle_appliance_error(REQUEST, kind("code", "not now"))
+    assert ("Retry-After" in answer.headers) == (STATUSES[kind] in (429, 503))
+    assert answer.headers.get("Retry-After") == (
+        "30" if kind is errors.NoMemory else "1" if issubclass(kind, errors.Busy) else None
+    )
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.0, "1"), (0.2, "1"), (7.01, "8")])
+def test_known_time_is_told_in_whole_seconds_and_none_too_early(seconds, told):
+    exc = errors.Unavailable("code", "not now", retry_after_seconds=seconds)
+    assert handle_appliance_error(REQUEST, exc).headers["Retry-After"] == told
+
+
+def test_framework_that_refuses_for_now_says_when_too():
+    answer = handle_http_exception(REQUEST, TooManyRequestsException())
+    assert (answer.status_code, answer.headers["Retry-After"]) == (429, "1")
 
 
 def test_tree_is_drawn_as_it_is():

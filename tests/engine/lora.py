@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 # The starter's attention: what comes in, and what its queries have.
 N_EMBD = 576
 RANK = 4
@@ -14,6 +12,7 @@ RANK = 4
 def write(path: Path, seed: int, *, strength: float = 0.2, rows: int = N_EMBD) -> Path:
     """Pairs for the queries and outputs of the first layers; `rows` other than the model's fit no model."""
     import gguf
+    import numpy as np
 
     random = np.random.default_rng(seed)
     writer = gguf.GGUFWriter(path, "llama")

@@ -116,7 +116,7 @@ def test_beginning_is_reused_only_where_the_adapter_is_the_same(
 def test_turns_are_taken_and_each_lasts_some_steps(
     adapted: Runtime, scheduler: Scheduler, files: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from appliance.engine.scheduler import STEPS_OF_A_TURN
+    from appliance.engine.turns import STEPS_OF_A_TURN
 
     attached: list[str | None] = []
     decode = adapted.decode

@@ -38,13 +38,36 @@ class Watched:
 
         monkeypatch.setattr(runtime, "decode", watched)
 
-    def add(self, request_id: int, text: str, max_tokens: int = 4, system: str = "") -> None:
+    def add(
+        self,
+        request_id: int,
+        text: str,
+        max_tokens: int = 4,
+        system: str = "",
+        client: str = "",
+    ) -> None:
         messages = [Message(role="system", content=system), Message(role="user", content=text)]
         # Without the end of its turn the model talks on.
         sampling = Sampling(
             temperature=0.0, max_tokens=max_tokens, logit_bias={END_OF_TURN: -100.0}
         )
-        self.scheduler.add(Generate(id=request_id, prompt=messages, sampling=sampling))
+        self.scheduler.add(
+            Generate(id=request_id, prompt=messages, sampling=sampling, client=client)
+        )
+
+    def step(self) -> list[int]:
+        """Step once; returns who runs."""
+        self.scheduler.step()
+        return [generation.id for generation in self.scheduler._running]
+
+    def starts(self) -> list[int]:
+        """Step until all is done; returns in which order they started."""
+        started: dict[int, None] = {}
+        for _ in range(MANY_STEPS):
+            if not self.scheduler.busy:
+                return list(started)
+            started |= dict.fromkeys(self.step())
+        raise AssertionError(f"not done in {MANY_STEPS} steps")
 
     def run(self) -> list[Event]:
         """Step until all is done."""
@@ -246,3 +269,71 @@ def test_prompt_without_room_is_refused_at_once(watched: Watched) -> None:
     with pytest.raises(InvalidInput, match="256"):
         watched.add(0, words(300, "long"))
     assert not watched.scheduler.busy
+
+
+# --- clients ---
+
+
+def test_client_that_asks_once_waits_behind_no_other_that_asks_for_much(watched: Watched) -> None:
+    for index in range(3 * SLOTS):
+        watched.add(index, f"Count to {index}.", 3, client="much")
+    assert watched.step() == list(range(SLOTS))
+    watched.add(99, "Count.", 3, client="once")
+    assert watched.starts()[SLOTS] == 99
+
+
+def test_clients_take_turns_and_each_is_served_in_order(watched: Watched) -> None:
+    for index, client in enumerate("aaaabbbc"):
+        watched.add(index, f"Count to {index}.", 2, client=client)
+    assert watched.starts() == [0, 4, 7, 1, 5, 2, 6, 3]
+
+
+def test_client_that_asks_again_and_again_overtakes_nobody(watched: Watched) -> None:
+    for index, client in enumerate("abcd"):
+        watched.add(index, f"Count to {index}.", 2 + 20 * (client != "a"), client=client)
+    assert watched.step() == [0, 1, 2, 3]
+    # Its next question is there before its answer ends, and before the others'.
+    watched.add(4, "Count to 4.", 2, client="a")
+    watched.add(10, "Count.", 2, client="waits")
+    watched.add(11, "Count.", 2, client="waits too")
+    watched.add(5, "Count to 5.", 2, client="a")
+    assert watched.starts()[3:] == [10, 11, 4, 5]
+
+
+def test_turns_are_taken_over_many_steps(watched: Watched) -> None:
+    for index in range(3):
+        watched.add(index, f"Count to {index}.", 200, client="holds")
+    watched.step()
+    for index, client in enumerate("aaabb", 10):
+        watched.add(index, f"Count to {index}.", 2, client=client)
+    # One slot is left, and who has just had it is last in the next round.
+    order = [0, 1, 2]
+    while len(order) < 8:
+        order += [each for each in watched.step() if each not in order]
+    assert order[3:] == [10, 13, 11, 14, 12]
+    for index in range(3):
+        watched.scheduler.cancel(index)
+
+
+def test_answer_that_was_preempted_takes_no_turn_again(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from appliance.engine.runtime import NoCells
+
+    watched.add(0, "Tell me a story.", 3, client="a")
+    watched.add(1, "Tell me another story.", 3, client="b")
+    decode, full = watched.runtime.decode, iter([True])
+
+    def is_full_at_first(parts: list[Part]) -> list[int | None]:
+        if next(full, False):
+            raise NoCells("no_cells", "as if")
+        return decode(parts)
+
+    monkeypatch.setattr(watched.runtime, "decode", is_full_at_first)
+    assert watched.step() == [0]
+    watched.add(2, "Count.", 3, client="c")
+    # It has had its turn, and comes before one that has not.
+    while (running := watched.step()) == [0] or not running:
+        pass
+    assert running == [1, 2]
+    watched.run()

@@ -82,7 +82,8 @@ class FakeEngine:
                 self.note(f"cancel {request.id}")
                 self.cancelled.setdefault(request.id, threading.Event()).set()
             else:
-                self.note(f"asked {request.id} seed {request.sampling.seed}")
+                seed = request.sampling.seed
+                self.note(f"asked {request.id} by {request.client} seed {seed}")
                 self.cancelled.setdefault(request.id, threading.Event())
                 self.waiting.put(request)
         os._exit(0)

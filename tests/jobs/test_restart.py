@@ -134,7 +134,8 @@ def keep_request_half_sent(daemon, stack):
 @pytest.mark.parametrize(
     "keep", [keep_stream_open, keep_answer_waiting, keep_download_unread, keep_request_half_sent]
 )
-def test_stop_waits_for_no_client(daemon, keep):
+def test_stop_waits_for_no_client(daemon_with, keep):
+    daemon = daemon_with(drain_seconds=0.2)
     with contextlib.ExitStack() as stack:
         kept = keep(daemon, stack)
         assert (daemon.state_dir / "daemon.lock").read_text() == str(daemon.pid)

@@ -191,7 +191,7 @@ def test_engine_that_died_is_no_model_that_came_back(run):
         await leasing.load("a")
         await leasing.unload_for_a_job()
         await leasing.load("a")
-        os.kill(int(bench.noted("a", "load")[-1].split()[1]), signal.SIGKILL)
+        os.kill(bench.pid("a"), signal.SIGKILL)
         while leasing.router.loaded():
             await asyncio.sleep(0.02)
         leasing.router.restore()

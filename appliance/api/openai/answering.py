@@ -6,6 +6,7 @@ What the answers look like on the wire is the business of who asks.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from typing import Any, NamedTuple, Protocol
@@ -54,21 +55,29 @@ class Chunks(Protocol):
         """What comes after all answers, whose ends are in the order of their numbers."""
 
 
-async def generate(
-    router: Router,
-    metrics: Metrics,
-    name: str,
-    prompts: Sequence[Prompt],
-    sampling: Sampling,
-    answers: int,
-) -> Events:
-    """The events of so many answers to each prompt, each with its answer's number.
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What a request wants of a model: so many answers to each prompt. `client` is who asks."""
+
+    model: str
+    client: str
+    prompts: Sequence[Prompt]
+    sampling: Sampling
+    answers: int
+
+    @property
+    def total(self) -> int:
+        return len(self.prompts) * self.answers
+
+
+async def generate(router: Router, metrics: Metrics, asked: Asked) -> Events:
+    """The events of all answers, each with its answer's number.
 
     The answers to the first prompt have the first numbers.
     """
     async with (
-        router.model(name) as model,
-        aclosing(choices(model, prompts, sampling, answers)) as events,
+        router.model(asked.model, client=asked.client, answers=asked.total) as model,
+        aclosing(choices(model, asked.prompts, asked.sampling, asked.answers)) as events,
     ):
         async for index, event in events:
             if isinstance(event, Finished):

@@ -12,6 +12,7 @@ from litestar.status_codes import HTTP_200_OK
 from appliance.api.metrics import Metrics
 from appliance.api.openai.answer_schema import Usage
 from appliance.api.openai.answering import (
+    Asked,
     Written,
     generate,
     streamed,
@@ -44,16 +45,17 @@ class ChatController(Controller):
     ) -> Response[Any]:
         """Answer a conversation."""
         data.refuse_unsupported()
-        return await unless_disconnected(request, _begin(data, router, metrics))
+        return await unless_disconnected(request, _begin(data, request.auth.id, router, metrics))
 
 
-async def _begin(data: ChatRequest, router: Router, metrics: Metrics) -> Response[Any]:
+async def _begin(data: ChatRequest, client: str, router: Router, metrics: Metrics) -> Response[Any]:
     """The whole answer, or a stream that has its first event."""
     # What cannot be answered must not cost a load.
     messages, sampling = [message.plain() for message in data.messages], data.sampling()
-    events = generate(router, metrics, data.model, [messages], sampling, data.answers)
+    asked = Asked(data.model, client, [messages], sampling, data.answers)
+    events = generate(router, metrics, asked)
     if data.stream:
-        return await streamed(events, _Chunks(data), data.answers)
+        return await streamed(events, _Chunks(data), asked.total)
     return await whole(events, lambda written: _completion(data, written))
 
 

@@ -12,6 +12,7 @@ from litestar.status_codes import HTTP_200_OK
 from appliance.api.metrics import Metrics
 from appliance.api.openai.answer_schema import Usage
 from appliance.api.openai.answering import (
+    Asked,
     Written,
     generate,
     streamed,
@@ -46,17 +47,20 @@ class CompletionsController(Controller):
     ) -> Response[Any]:
         """Go on from one or several texts."""
         data.refuse_unsupported()
-        return await unless_disconnected(request, _begin(data, router, metrics))
+        return await unless_disconnected(request, _begin(data, request.auth.id, router, metrics))
 
 
-async def _begin(data: CompletionRequest, router: Router, metrics: Metrics) -> Response[Any]:
+async def _begin(
+    data: CompletionRequest, client: str, router: Router, metrics: Metrics
+) -> Response[Any]:
     """The whole answers, or a stream that has its first event."""
     # What cannot be answered must not cost a load.
     prompts, sampling = data.prompts(), data.sampling()
     answers = _Answers(data, prompts)
-    events = generate(router, metrics, data.model, prompts, sampling, data.answers)
+    asked = Asked(data.model, client, prompts, sampling, data.answers)
+    events = generate(router, metrics, asked)
     if data.stream:
-        return await streamed(events, answers, len(prompts) * data.answers)
+        return await streamed(events, answers, asked.total)
     return await whole(events, answers.whole)
 
 
