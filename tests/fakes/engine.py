@@ -83,7 +83,7 @@ class FakeEngine:
                 self.cancelled.setdefault(request.id, threading.Event()).set()
             else:
                 seed = request.sampling.seed
-                self.note(f"asked {request.id} by {request.client} seed {seed}")
+                self.note(f"asked {request.id} seed {seed} by {request.client}")
                 self.cancelled.setdefault(request.id, threading.Event())
                 self.waiting.put(request)
         os._exit(0)
