@@ -128,7 +128,7 @@ def test_answers_to_one_prompt_stand_together(shared_daemon):
 def test_answers_to_one_prompt_have_seeds_of_their_own(shared_daemon):
     log = shared_daemon.state_dir / "base_models" / BASE / "model-Q4_K_M.log"
     ok(complete(shared_daemon, ["one", "two"], n=2, seed=5))
-    asked = [line.split()[-1] for line in log.read_text().splitlines() if "asked" in line]
+    asked = [line.split()[3] for line in log.read_text().splitlines() if "asked" in line]
     assert sorted(asked[-4:]) == ["5", "5", "6", "6"]
 
 
