@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -249,13 +250,18 @@ class RealDaemon(DaemonProcess):
         subprocess.run(argv, env=self.environment(), check=True)
 
 
-def add_base(state_dir: Path, name: str = BASE, load: str = "") -> Path:
-    """Put a base model for the fake engine into the catalogue; returns its GGUF file."""
+def add_base(
+    state_dir: Path, name: str = BASE, load: str = "", real_gguf: Path | None = None
+) -> Path:
+    """Put a base model into the catalogue, for the fake engine unless it is real; returns its GGUF file."""
     directory = state_dir / "base_models" / name
     (directory / "hf").mkdir(parents=True)
     (directory / "hf" / "config.json").write_text("{}")
     gguf = directory / "model-Q4_K_M.gguf"
-    gguf.write_text(json.dumps({"name": name, "load": load}))
+    if real_gguf is None:
+        gguf.write_text(json.dumps({"name": name, "load": load}))
+    else:
+        shutil.copyfile(real_gguf, gguf)
     file = ReleaseFile(
         quantization=Quantization.Q4_K_M,
         path=str(gguf.relative_to(state_dir)),

@@ -17,6 +17,7 @@ from appliance import process
 from appliance.engine import protocol
 from appliance.engine.answer import Answer
 from appliance.engine.protocol import Delta, Failed, Finished, Loaded, Prompt, Reply, Sampling
+from appliance.engine.tools import Tools
 from appliance.errors import UNDECODABLE, ApplianceError, ChildFailed, InvalidInput, TooLarge
 
 logger = logging.getLogger(__name__)
@@ -67,9 +68,9 @@ class Engine:
         return self._child.pid
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling
+        self, prompt: Prompt, sampling: Sampling, tools: Tools | None = None
     ) -> AsyncGenerator[Delta | Finished, None]:
-        """Answer a prompt: pieces of text, then how it ended.
+        """Answer a prompt: pieces of text, then of calls, then how it ended.
 
         Leaving early cancels the request; use `contextlib.aclosing`, so that it does so at once. Raises
         InvalidInput or TooLarge for a request that cannot be answered, SlowClient when too much lies
@@ -78,7 +79,9 @@ class Engine:
         """
         if self._last_words is not None:
             raise self._ended()
-        request = protocol.Generate(id=next(self._ids), prompt=prompt, sampling=sampling)
+        request = protocol.Generate(
+            id=next(self._ids), prompt=prompt, sampling=sampling, tools=tools
+        )
         answer = self._answers[request.id] = Answer(request.id)
         try:
             await self._send(request)
@@ -153,7 +156,7 @@ class Engine:
     def _hand_over(self, reply: Delta | Finished | Failed, answer: Answer) -> None:
         match reply:
             case Delta():
-                answer.add(reply.text, reply.likelihoods)
+                answer.add(reply.text, reply.likelihoods, reply.calls)
                 if answer.ended:
                     self._cancel(reply.id)
             case Finished():

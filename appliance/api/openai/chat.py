@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Iterator
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -26,6 +26,8 @@ from appliance.api.openai.chat_schema import (
     Usage,
 )
 from appliance.api.openai.choices import choices
+from appliance.api.openai.messages import conversation
+from appliance.api.openai.tools import AnsweredCalls
 from appliance.engine.protocol import Delta, Finished
 from appliance.errors import ApplianceError
 from appliance.serving.router import Router
@@ -65,10 +67,10 @@ class ChatController(Controller):
 
 async def _generate(data: ChatRequest, router: Router, metrics: Metrics) -> Events:
     # What cannot be answered must not cost a load.
-    messages, sampling = [message.plain() for message in data.messages], data.sampling()
+    messages, sampling, tools = conversation(data.messages), data.sampling(), data.offered()
     async with (
         router.engine(data.model) as engine,
-        aclosing(choices(engine, messages, sampling, data.answers)) as events,
+        aclosing(choices(engine, messages, sampling, data.answers, tools)) as events,
     ):
         async for index, event in events:
             if isinstance(event, Finished):
@@ -90,7 +92,7 @@ async def _collect(data: ChatRequest, events: Events) -> ChatCompletion:
         model=data.model,
         choices=[
             Choice(
-                AnswerMessage("".join(delta.text for delta in pieces)),
+                _message(pieces),
                 finished[index].finish_reason,
                 index,
                 Logprobs.of(
@@ -101,6 +103,15 @@ async def _collect(data: ChatRequest, events: Events) -> ChatCompletion:
         ],
         usage=Usage.of(list(finished.values())),
     )
+
+
+def _message(pieces: list[Delta]) -> AnswerMessage:
+    text, calls = "".join(delta.text for delta in pieces), AnsweredCalls()
+    for delta in pieces:
+        for piece in delta.calls:
+            calls.add(piece)
+    whole = calls.whole()
+    return AnswerMessage(text or None if whole else text, whole)
 
 
 async def _stream(
@@ -115,14 +126,19 @@ async def _stream(
 
     finished: list[Finished] = []
     async with aclosing(events):
+        # With tools it is not known yet whether there will be any text.
+        content = None if data.tools else ""
         for index in range(data.answers):
-            yield chunk(ChunkChoice({"role": "assistant", "content": ""}, index))
+            yield chunk(ChunkChoice({"role": "assistant", "content": content}, index))
+        calls = [AnsweredCalls() for _ in range(data.answers)]
         try:
             index, event = first
             while True:
                 if isinstance(event, Delta):
                     logprobs = Logprobs.of(event.likelihoods, data.logprobs)
-                    yield chunk(ChunkChoice({"content": event.text}, index, logprobs=logprobs))
+                    for delta in _deltas(event, calls[index]):
+                        yield chunk(ChunkChoice(delta, index, logprobs=logprobs))
+                        logprobs = None
                 else:
                     yield chunk(ChunkChoice({}, index, event.finish_reason))
                     finished.append(event)
@@ -135,6 +151,14 @@ async def _stream(
         if data.stream_options is not None and data.stream_options.include_usage:
             yield chunk(None, Usage.of(finished))
         yield b"data: [DONE]\n\n"
+
+
+def _deltas(event: Delta, calls: AnsweredCalls) -> Iterator[dict[str, Any]]:
+    """What a stream says of a piece of an answer: its text, then each piece of a call by itself."""
+    if event.text or not event.calls:
+        yield {"content": event.text}
+    for piece in event.calls:
+        yield {"tool_calls": [calls.add(piece)]}
 
 
 def _sse(value: msgspec.Struct) -> bytes:

@@ -10,19 +10,20 @@ import msgspec
 
 from appliance.engine.client import Engine
 from appliance.engine.protocol import Delta, Finished, Message, Sampling
+from appliance.engine.tools import Tools
 
 Event = Delta | Finished
 
 
 async def choices(
-    engine: Engine, messages: Sequence[Message], sampling: Sampling, n: int
+    engine: Engine, messages: Sequence[Message], sampling: Sampling, n: int, tools: Tools | None
 ) -> AsyncGenerator[tuple[int, Event], None]:
     """The events of `n` answers, each with the answer's number; the first failure ends all.
 
     With a seed each has one of its own, the first the one that was asked for. Use `contextlib.aclosing`.
     """
     if n == 1:
-        async with aclosing(engine.generate(messages, sampling)) as events:
+        async with aclosing(engine.generate(messages, sampling, tools)) as events:
             async for only in events:
                 yield 0, only
         return
@@ -33,7 +34,7 @@ async def choices(
         seed = None if sampling.seed is None else _wrapped(sampling.seed + index)
         own = msgspec.structs.replace(sampling, seed=seed)
         try:
-            async with aclosing(engine.generate(messages, own)) as events:
+            async with aclosing(engine.generate(messages, own, tools)) as events:
                 async for event in events:
                     await arrived.put((index, event))
         except Exception as exc:
