@@ -57,7 +57,14 @@ HEAVY = {
 }
 CHILDREN = {"basemodels", "engine", "release", "training"}
 # What the daemon imports of the children.
-TORCH_FREE = {"engine/answer.py", "engine/client.py", "engine/protocol.py"}
+TORCH_FREE = {
+    "engine/answer.py",
+    "engine/client.py",
+    "engine/json_primitives.py",
+    "engine/json_schema.py",
+    "engine/protocol.py",
+    "engine/tools.py",
+}
 
 
 def module_id(path: Path) -> str:

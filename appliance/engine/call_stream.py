@@ -31,7 +31,8 @@ class CallStream:
         self._held = b""
         self._names = "|".join(map(re.escape, names))
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        self._in_call = tools.must_call
+        self.begun = tools.must_call
+        """Whether a call has begun."""
         self._head = self._head_after(rf"\s*{re.escape(form.opening.lstrip())}")
         self._arguments: _Object | None = None
         self._unread = self.said
@@ -39,22 +40,22 @@ class CallStream:
 
     def begins_with(self, piece: bytes) -> tuple[str, str] | None:
         """If the next bytes make the beginning of a call: what of it was said before, or what leads to it."""
-        found = None if self._in_call else self._find(piece)
+        found = None if self.begun else self._find(piece)
         if found is None:
             return None
         held = self._held[found:].decode()
-        return held, b"".join([self._held, piece])[len(self._held) : found].decode()
+        return held, piece[: max(0, found - len(self._held))].decode()
 
     def feed(self, piece: bytes) -> bytes:
         """Take the bytes of one token; returns those of a text that is certain, often none."""
-        if self._in_call:
+        if self.begun:
             self._read(self._decoder.decode(piece))
             return b""
         found = self._find(piece)
         self._held += piece
         if found is not None:
             text, call = self._held[:found], self._held[found:]
-            self._in_call, self._held = True, b""
+            self.begun, self._held = True, b""
             self._read(self._decoder.decode(call))
             return text.rstrip()
         cut = len(self._held) - self._maybe_call()
@@ -65,7 +66,7 @@ class CallStream:
 
     def finish(self, *, cut: bool) -> bytes:
         """The rest of the text; `cut` says that the answer did not come to its own end."""
-        if self._in_call and not cut and not self.count:
+        if self.begun and not cut and not self.count:
             # It only looked like one: the grammar allowed it as a text.
             return self._unread.encode()
         text, self._held = self._held, b""
@@ -85,10 +86,9 @@ class CallStream:
         start = min(found, default=len(data))
         if start == len(data) or (self._only_at_start and data[:start].strip()):
             return None
-        # The grammar goes on from here, and knows whole characters only.
-        rest = data[len(self._held) :] if start < len(self._held) else data[start:]
         try:
-            rest.decode()
+            # The grammar has to go on from here, and knows whole characters only.
+            self._held[start:].decode()
             data[len(self._held) : start].decode()
         except UnicodeDecodeError:
             return None

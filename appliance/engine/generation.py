@@ -93,7 +93,9 @@ class Generation:
         """The text that a token makes certain."""
         if self._calls is None:
             return self._text.feed(self._runtime.vocabulary.piece(token))
-        return self._text.feed(self._calls.feed(self._runtime.vocabulary.call_piece(token)))
+        text = self._text.feed(self._calls.feed(self._runtime.vocabulary.call_piece(token)))
+        # Nothing is held back for a stop string that cannot come any more.
+        return text + self._text.finish() if self._calls.begun else text
 
     def _end(self, reason: Literal["stop", "length"]) -> str:
         """Nothing follows; returns the rest of the text."""

@@ -111,7 +111,8 @@ def offered(
         grammar=grammar,
         must_call=choice == "required" or only is not None,
         only=only,
-        is_parallel=is_parallel is not False,
+        # Who names a function wants one call of it.
+        is_parallel=is_parallel is not False and only is None,
     )
 
 
