@@ -154,6 +154,7 @@ def test_choice_says_what_may_and_what_must_be_called():
     assert offered("required").must_call
     assert offered(NAMED).must_call
     assert offered(NAMED).callable() == {"get-time": "arguments1"}
+    assert not offered(NAMED).is_parallel
     assert not offered(parallel_tool_calls=False).is_parallel
     assert request(tools=[]).offered() is None
 

@@ -79,7 +79,9 @@ def says(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Says:
             scores = np.zeros(runtime.n_vocab, dtype=np.float32)
             scores[END], scores[token] = 1, 2
             monkeypatch.setattr(runtime, "scores", lambda _row, scores=scores: scores)
-            text += generation.accept(0)
+            released = generation.accept(0)
+            assert not (released and pieces), "text comes before all calls"
+            text += released
             pieces += generation.take_calls()
             if generation.finished is not None:
                 break
@@ -182,8 +184,8 @@ def test_json_alone_is_a_call_if_it_names_a_function(
     says: Says, use: Callable[[str], None]
 ) -> None:
     use(LLAMA)
-    said = says('{"name": "f", "parameters": {"a": true}} and more', tools("f"))
-    assert said[:3] == ("", [("f", BOTH[0])], "tool_calls")
+    said = says('{"name": "g", "parameters": {"a": true}} and more', tools("f", "g"))
+    assert said[:3] == ("", [("g", BOTH[0])], "tool_calls")
     said = says('{"name": "f", "age": 3}', tools("f"))
     assert (said.reason, said.calls[0][1] in BOTH) == ("tool_calls", True)
     for text in ('{"name": "h", "parameters": {}}', 'So: {"name": "f", "parameters": {}}', "{}"):
@@ -204,8 +206,14 @@ def test_answer_is_a_call_or_keeps_its_own_schema(
     assert said[:3] == ("", [("f", BOTH[0])], "tool_calls")
 
 
+def test_opening_of_a_call_within_an_answer_by_schema_is_text_even_if_cut(says: Says) -> None:
+    grammar = to_gbnf({"type": "string"}, "response_format")
+    said = says('"<tool_call> is a tag of the model"', tools("f"), grammar=grammar, max_tokens=9)
+    assert (said.text, said.reason) == ('"<tool_call> is a tag', "length")
+
+
 def test_stop_strings_end_texts_and_not_calls(says: Says) -> None:
-    said = says(f"a b\n{call('f', BOTH[0])}", tools("f"), stop=['"', "\n<tool_callX"])
+    said = says(f"a b\n{call('f', BOTH[0])}", tools("f"), stop=['"', "bX"])
     assert said[:3] == ("a b", [("f", BOTH[0])], "tool_calls")
     assert says("a b c", tools("f"), stop=["b"])[:3] == ("a ", [], "stop")
 
