@@ -1,7 +1,7 @@
 """The one place that renders a chat template: trainer, engine and datasets all call it.
 
 Templates come from model files, that is from outside: they run in Jinja's immutable sandbox and see
-nothing but the messages. Only the model's own template is ever rendered, never one from a request.
+nothing but the messages and tools. Only the model's own template is ever rendered, never one from a request.
 
 Knows nothing of tokens.
 """
@@ -68,14 +68,23 @@ class ChatTemplate:
         """The template `source` with the special tokens of a Hugging Face tokenizer."""
         return cls(source, bos_token=tokenizer.bos_token or "", eos_token=tokenizer.eos_token or "")
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
-        """The text of a conversation, with the opening of the next answer if asked for."""
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """The text of a conversation, with the opening of the next answer if asked for.
+
+        `tools` are in OpenAI's form; many templates ignore them.
+        """
         try:
             return self._template.render(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
-                # Absent, but defined: templates ask whether they are none.
-                tools=None,
+                # Absent or not, they are defined: templates ask whether they are none.
+                tools=tools,
                 documents=None,
                 **self._special,
             )

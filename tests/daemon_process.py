@@ -267,7 +267,7 @@ class RealDaemon(DaemonProcess):
 def add_base(
     state_dir: Path, name: str = BASE, load: str = "", real_gguf: Path | None = None
 ) -> Path:
-    """Put a base model for the fake engine, or a real one, into the catalogue; returns its GGUF file."""
+    """Put a base model into the catalogue, for the fake engine unless it is real; returns its GGUF file."""
     directory = state_dir / "base_models" / name
     (directory / "hf").mkdir(parents=True)
     (directory / "hf" / "config.json").write_text("{}")

@@ -61,7 +61,10 @@ TORCH_FREE = {
     "engine/answer.py",
     "engine/client.py",
     "engine/ending.py",
+    "engine/json_primitives.py",
+    "engine/json_schema.py",
     "engine/protocol.py",
+    "engine/tools.py",
 }
 
 

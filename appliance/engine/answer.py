@@ -11,12 +11,14 @@ import io
 from collections.abc import Sequence
 
 from appliance.engine.protocol import Delta, Finished, Likelihood
+from appliance.engine.tools import CallPiece
 from appliance.errors import ApplianceError, SlowClient
 
 # More than a context of 128k tokens of ordinary text.
 MAX_UNREAD_CHARACTERS = 1 << 20
-# As many characters as a likelihood's bytes and number take.
+# As many characters as a likelihood's bytes and number take, or the name and number of a call's piece.
 LIKELIHOOD_CHARACTERS = 32
+CALL_PIECE_CHARACTERS = 32
 
 
 class Answer:
@@ -26,15 +28,24 @@ class Answer:
         self._id = request_id
         self._text = io.StringIO()
         self._likelihoods: list[Likelihood] = []
+        self._calls: list[CallPiece] = []
         self._unread_characters = 0
         self._end: Finished | ApplianceError | None = None
         self._arrived = asyncio.Event()
 
-    def add(self, text: str, likelihoods: Sequence[Likelihood] = ()) -> None:
+    def add(
+        self,
+        text: str,
+        likelihoods: Sequence[Likelihood] = (),
+        calls: Sequence[CallPiece] = (),
+    ) -> None:
         if self._end is not None:
             return
         counts = sum(1 + len(each.top) for each in likelihoods)
         self._unread_characters += len(text) + counts * LIKELIHOOD_CHARACTERS
+        self._unread_characters += sum(
+            CALL_PIECE_CHARACTERS + len(each.arguments) for each in calls
+        )
         if self._unread_characters > MAX_UNREAD_CHARACTERS:
             self._take()
             self.end(
@@ -48,6 +59,7 @@ class Answer:
             return
         self._text.write(text)
         self._likelihoods += likelihoods
+        self._calls += calls
         self._arrived.set()
 
     def end(self, how: Finished | ApplianceError) -> None:
@@ -61,14 +73,20 @@ class Answer:
         return self._end is not None
 
     def _take(self) -> Delta:
-        taken = Delta(id=self._id, text=self._text.getvalue(), likelihoods=self._likelihoods)
-        self._text, self._likelihoods, self._unread_characters = io.StringIO(), [], 0
+        taken = Delta(
+            id=self._id,
+            text=self._text.getvalue(),
+            calls=self._calls,
+            likelihoods=self._likelihoods,
+        )
+        self._text, self._likelihoods, self._calls = io.StringIO(), [], []
+        self._unread_characters = 0
         return taken
 
     async def read(self) -> Delta | Finished:
         """All text that has arrived, else the end; raises what the answer failed with."""
         await self._arrived.wait()
-        if self._text.tell() or self._likelihoods:
+        if self._text.tell() or self._likelihoods or self._calls:
             if self._end is None:
                 self._arrived.clear()
             return self._take()

@@ -18,6 +18,7 @@ from appliance.engine import protocol
 from appliance.engine.answer import Answer
 from appliance.engine.ending import died, error_of, see_end, stalled
 from appliance.engine.protocol import Delta, Failed, Finished, Loaded, Prompt, Reply, Sampling
+from appliance.engine.tools import Tools
 from appliance.errors import UNDECODABLE, ChildFailed, TooLarge
 
 logger = logging.getLogger(__name__)
@@ -77,9 +78,15 @@ class Engine:
         await asyncio.shield(self._receiver)
 
     async def generate(
-        self, prompt: Prompt, sampling: Sampling, *, adapter: Path | None = None, client: str = ""
+        self,
+        prompt: Prompt,
+        sampling: Sampling,
+        tools: Tools | None = None,
+        *,
+        adapter: Path | None = None,
+        client: str = "",
     ) -> AsyncGenerator[Delta | Finished, None]:
-        """Answer a prompt: pieces of text, then how it ended; with a LoRA adapter if one is given.
+        """Answer a prompt: pieces of text, then of calls, then how it ended; with an adapter if one is given.
 
         Those who wait take turns by `client`.
 
@@ -94,6 +101,7 @@ class Engine:
             id=next(self._ids),
             prompt=prompt,
             sampling=sampling,
+            tools=tools,
             adapter=None if adapter is None else str(adapter),
             client=client,
         )
@@ -171,7 +179,7 @@ class Engine:
     def _hand_over(self, reply: Delta | Finished | Failed, answer: Answer) -> None:
         match reply:
             case Delta():
-                answer.add(reply.text, reply.likelihoods)
+                answer.add(reply.text, reply.likelihoods, reply.calls)
                 if answer.ended:
                     self._cancel(reply.id)
             case Finished():

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from typing import Literal
 
+from appliance.engine.call_stream import CallStream
 from appliance.engine.likelihood import likelihood
 from appliance.engine.protocol import Finished, Generate, Likelihood, field_of
 from appliance.engine.runtime import Runtime
 from appliance.engine.sampling import Sampler
 from appliance.engine.text import TextStream
+from appliance.engine.tools import CallPiece
 from appliance.errors import InvalidInput
 
 
@@ -21,7 +23,7 @@ class Generation:
         self.id = request.id
         self.adapter = request.adapter
         self.client = request.client
-        self.tokens = runtime.vocabulary.prompt(request.prompt)
+        self.tokens = runtime.vocabulary.prompt(request.prompt, request.tools)
         """The prompt and the answer so far."""
         self.decoded = 0
         """How many of them llama.cpp holds."""
@@ -37,7 +39,13 @@ class Generation:
         self._text = TextStream(request.sampling.stop)
         self._top_logprobs = request.sampling.top_logprobs
         self._likelihoods: list[Likelihood] = []
-        self._sampler = Sampler(request.sampling, runtime)
+        self._calls: CallStream | None = None
+        if request.tools is not None:
+            # Only a text that is free can have anything before its calls.
+            only_at_start = request.sampling.grammar is not None
+            form = runtime.vocabulary.call_format
+            self._calls = CallStream(form, request.tools, only_at_start=only_at_start)
+        self._sampler = Sampler(request.sampling, runtime, self._calls)
         self._started_at = self._first_token_at = time.monotonic()
 
     def begin(self, sequence: int, held: int) -> None:
@@ -64,18 +72,20 @@ class Generation:
             self._first_token_at = time.monotonic()
         self.tokens.append(token)
         if self._runtime.vocabulary.ends_answer(token):
-            self._finish("stop")
-            return self._text.finish()
+            return self._end("stop")
         if self._top_logprobs is not None:
             scores, piece = self._runtime.scores(row), self._runtime.vocabulary.piece
             self._likelihoods.append(likelihood(scores, token, self._top_logprobs, piece))
-        text = self._text.feed(self._runtime.vocabulary.piece(token))
-        if self._text.stopped:
-            self._finish("stop")
-        elif len(self.tokens) - self._prompt_tokens == self._max_tokens:
-            self._finish("length")
-            text += self._text.finish()
+        text = self._read(token)
+        if self._text.stopped or (self._calls is not None and self._calls.complete):
+            return text + self._end("stop")
+        if len(self.tokens) - self._prompt_tokens == self._max_tokens:
+            return text + self._end("length")
         return text
+
+    def take_calls(self) -> list[CallPiece]:
+        """Pieces of calls since the last time."""
+        return [] if self._calls is None else self._calls.take_pieces()
 
     def take_likelihoods(self) -> list[Likelihood]:
         """Those of the tokens since the last time."""
@@ -86,7 +96,24 @@ class Generation:
         """Free what llama.cpp holds for this answer."""
         self._sampler.close()
 
-    def _finish(self, reason: Literal["stop", "length"]) -> None:
+    def _read(self, token: int) -> str:
+        """The text that a token makes certain."""
+        if self._calls is None:
+            return self._text.feed(self._runtime.vocabulary.piece(token))
+        text = self._text.feed(self._calls.feed(self._runtime.vocabulary.call_piece(token)))
+        # Nothing is held back for a stop string that cannot come any more.
+        return text + self._text.finish() if self._calls.begun else text
+
+    def _end(self, reason: Literal["stop", "length"]) -> str:
+        """Nothing follows; returns the rest of the text."""
+        if self._calls is None:
+            self._finish(reason)
+            return self._text.finish()
+        called = reason == "stop" and self._calls.count > 0
+        self._finish("tool_calls" if called else reason)
+        return self._text.feed(self._calls.finish(cut=reason == "length")) + self._text.finish()
+
+    def _finish(self, reason: Literal["stop", "length", "tool_calls"]) -> None:
         self.finished = Finished(
             id=self.id,
             finish_reason=reason,

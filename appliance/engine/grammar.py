@@ -20,23 +20,35 @@ BEST_TOKENS = 512
 class Grammar:
     """Where an answer is in its grammar; holds memory of llama.cpp until it is closed."""
 
-    def __init__(self, gbnf: str, runtime: Runtime) -> None:
-        """Raises InvalidInput for a grammar that llama.cpp does not take."""
-        self._vocabulary = runtime.vocabulary
+    def __init__(
+        self,
+        gbnf: str,
+        runtime: Runtime,
+        *,
+        start: str = "root",
+        spoken: Sequence[int] = (),
+        param: str = "response_format",
+    ) -> None:
+        """Raises InvalidInput, naming `param`, for a grammar that llama.cpp does not take.
+
+        `start` is the rule of the whole, and `spoken` are control tokens whose names the grammar means.
+        """
+        vocabulary = runtime.vocabulary
+        self._silent = np.setdiff1d(vocabulary.silent_tokens, np.array(spoken, dtype=np.intp))
         self._sampler = llama_cpp.llama_sampler_init_grammar(
-            self._vocabulary.handle, gbnf.encode(), b"root"
+            vocabulary.handle, gbnf.encode(), start.encode()
         )
         if not self._sampler:
             raise InvalidInput(
                 "invalid_schema",
                 "the schema should make a grammar that llama.cpp takes; it does not: perhaps something in "
                 "it is nothing but a reference to itself",
-                param="response_format",
+                param=param,
             )
 
     def allows(self, token: int) -> bool:
         """Whether this token may come next."""
-        if token in self._vocabulary.silent_tokens:
+        if token in self._silent:
             # To llama.cpp it is the text of its name; to whoever reads the answer it is none.
             return False
         return self._apply(Candidates([token], [0.0])).any_allowed()
@@ -44,7 +56,7 @@ class Grammar:
     def allowed(self, scores: npt.NDArray[np.float32], biased: Sequence[int]) -> Candidates:
         """What may come next among the tokens with the best scores and the biased ones, or else among all."""
         scores = scores.copy()
-        scores[self._vocabulary.silent_tokens] = -np.inf
+        scores[self._silent] = -np.inf
         best = np.argpartition(scores, -min(BEST_TOKENS, len(scores)))[-BEST_TOKENS:]
         some = np.union1d(best, np.array(biased, dtype=np.intp))
         for tokens in (some, np.arange(len(scores))):

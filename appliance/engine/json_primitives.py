@@ -1,4 +1,4 @@
-"""What JSON itself is made of, in llama.cpp's GBNF. Knows nothing of schemas."""
+"""What JSON itself is made of, in llama.cpp's GBNF, and a text as it writes one. Knows nothing of schemas."""
 
 from __future__ import annotations
 
@@ -22,9 +22,20 @@ PRIMITIVES = {
     "zone": '"Z" | [-+] ([01] [0-9] | "2" [0-3]) ":" [0-5] [0-9]',
 }
 NOTHING = '""'
+ESCAPES = {"\\": r"\\", '"': r"\"", "\n": r"\n", "\r": r"\r", "\t": r"\t"}
 FORMATS = {
     "date": "date",
     "time": "time",
     "date-time": 'date "T" time',
     "uuid": 'hex{8} "-" hex{4} "-" hex{4} "-" hex{4} "-" hex{12}',
 }
+
+
+def literal(text: str) -> str:
+    """A text that must stand there, letter by letter."""
+    return '"' + "".join(ESCAPES.get(each, each) for each in text) + '"'
+
+
+def times(least: int, most: int | None) -> str:
+    """How often what stands before it may come."""
+    return f"{{{least},{'' if most is None else most}}}"

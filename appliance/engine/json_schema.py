@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from appliance.engine.json_primitives import FORMATS, NOTHING, PRIMITIVES
+from appliance.engine.json_primitives import FORMATS, NOTHING, PRIMITIVES, literal, times
 from appliance.errors import InvalidInput
 
 MAX_DEPTH = 64
@@ -45,29 +46,37 @@ CHOICES = {"enum", "const", "anyOf", "oneOf", "$ref"}
 
 def to_gbnf(schema: Any, path: str) -> str:
     """The grammar of a schema that stands at `path` in a request; raises InvalidInput naming the place."""
-    converter = _Converter(schema, path)
-    root = converter.visit(schema, path, 0)
-    rules = {**PRIMITIVES, **converter.rules, "root": root}
+    return to_rules({"root": (schema, path)}, "r")
+
+
+def to_rules(schemas: Mapping[str, tuple[Any, str]], prefix: str) -> str:
+    """A rule of its name for each schema at its path; all together they have the limits of one."""
+    converter = _Converter(prefix)
+    roots = {name: converter.convert(*schema) for name, schema in schemas.items()}
+    rules = {**PRIMITIVES, **converter.rules, **roots}
     grammar = "\n".join(f"{name} ::= {rule}" for name, rule in rules.items())
     if len(grammar) > MAX_GRAMMAR_CHARACTERS:
-        raise _invalid(
-            path, f"make a grammar of at most {MAX_GRAMMAR_CHARACTERS} characters", "more"
-        )
+        limit = f"make a grammar of at most {MAX_GRAMMAR_CHARACTERS} characters"
+        raise _invalid(next(iter(schemas.values()))[1], limit, "more")
     return grammar
 
 
 class _Converter:
-    """One walk through a schema; `rules` are those beside the primitives."""
+    """Walks through schemas; `rules` are those beside the primitives."""
 
-    def __init__(self, document: Any, path: str) -> None:
-        self._document = document
-        self._path = path
-        self._references: dict[tuple[str, int], str] = {}
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
         # How many ways to begin a rule has, where there are several.
         self._beginnings: dict[str, int] = {}
         self._at_once = 1
         self._repetitions = self._values = 0
         self.rules: dict[str, str] = {}
+
+    def convert(self, document: Any, path: str) -> str:
+        """An expression for a whole schema: references are to its own parts."""
+        self._document, self._path = document, path
+        self._references: dict[tuple[str, int], str] = {}
+        return self.visit(document, path, 0)
 
     def visit(self, schema: Any, path: str, depth: int) -> str:
         """An expression for what a schema allows; safe to stand in a sequence."""
@@ -85,7 +94,7 @@ class _Converter:
                 raise InvalidInput(
                     "unsupported_schema",
                     f"{path}.{key} cannot be kept here, or not beside what else is there",
-                    param="response_format",
+                    param=_field(path),
                     next_step=f"leave it out; supported: {', '.join(sorted(known - ANNOTATIONS))}",
                 )
         if choice is not None:
@@ -145,7 +154,7 @@ class _Converter:
         key = (pointer, self._at_once)
         if key not in self._references:
             # Named before it is visited: it may speak of itself.
-            name = self._references[key] = f"r{len(self.rules)}"
+            name = self._references[key] = f"{self._prefix}{len(self.rules)}"
             self.rules[name] = NOTHING
             place = f"{self._path}{str(pointer)[1:].replace('/', '.')}"
             self.rules[name] = rule = self.visit(target, place, depth + 1)
@@ -228,7 +237,7 @@ class _Converter:
             return '"[]"'
         item = self.visit(schema.get("items", True), f"{path}.items", depth + 1)
         self._count(max(least, most or 0), path)
-        more = f'("," ws {item}){_times(max(least - 1, 0), None if most is None else most - 1)}'
+        more = f'("," ws {item}){times(max(least - 1, 0), None if most is None else most - 1)}'
         some = f"{item} {more}"
         return self._rule(f'"[" {some if least else f"({some})?"} "]"')
 
@@ -245,7 +254,7 @@ class _Converter:
         if not least and most is None:
             return "string"
         self._count(max(least, most or 0), path)
-        return self._rule(rf'"\"" char{_times(least, most)} "\""')
+        return self._rule(rf'"\"" char{times(least, most)} "\""')
 
     def _count(self, repetitions: int, path: str) -> None:
         self._repetitions += repetitions
@@ -257,13 +266,9 @@ class _Converter:
         """A new rule; returns its name."""
         if len(self.rules) >= MAX_RULES:
             raise _invalid(self._path, f"need at most {MAX_RULES} rules", "more")
-        name = f"r{len(self.rules)}"
+        name = f"{self._prefix}{len(self.rules)}"
         self.rules[name] = expression
         return name
-
-
-def _times(least: int, most: int | None) -> str:
-    return f"{{{least},{'' if most is None else most}}}"
 
 
 def _bounds(schema: dict[str, Any], path: str, low: str, high: str) -> tuple[int, int | None]:
@@ -281,12 +286,14 @@ def _bounds(schema: dict[str, Any], path: str, low: str, high: str) -> tuple[int
 
 def _literal(value: Any) -> str:
     """A JSON value as text that must stand there, letter by letter."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-    # Control characters are escaped by JSON already.
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return literal(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
 
 
 def _invalid(path: str, expected: str, found: str) -> InvalidInput:
-    return InvalidInput(
-        "invalid_schema", f"{path} should {expected}; found {found}", param="response_format"
-    )
+    message = f"{path} should {expected}; found {found}"
+    return InvalidInput("invalid_schema", message, param=_field(path))
+
+
+def _field(path: str) -> str:
+    """The request's field in which a path begins."""
+    return re.split(r"[.\[]", path, maxsplit=1)[0]

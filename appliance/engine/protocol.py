@@ -13,6 +13,7 @@ from typing import Literal
 
 import msgspec
 
+from appliance.engine.tools import CallPiece, ToolCall, Tools
 from appliance.errors import InvalidInput, TooLarge
 
 MAX_FRAME_BYTES = 16 << 20
@@ -39,10 +40,17 @@ MAX_STOP_CHARACTERS = 1024
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn of a conversation."""
+    """One turn of a conversation.
+
+    An assistant's may have called functions. A "tool" one is what the call `tool_call_id` of the function
+    `name` gave.
+    """
 
     role: str
     content: str
+    tool_calls: list[ToolCall] = []
+    tool_call_id: str | None = None
+    name: str | None = None
 
 
 class Raw(msgspec.Struct, frozen=True):
@@ -116,7 +124,7 @@ class Sampling(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """Answer a conversation, or go on from a raw prompt.
+    """Answer a conversation, perhaps by calling functions, or go on from a raw prompt, which has no tools.
 
     `adapter` is the GGUF file of a LoRA adapter to answer with. Clients take turns: `client` is who asks.
     """
@@ -124,6 +132,7 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     id: int
     prompt: Prompt
     sampling: Sampling
+    tools: Tools | None = None
     adapter: str | None = None
     client: str = ""
 
@@ -185,11 +194,12 @@ class Delta(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """The next piece of an answer.
 
     `likelihoods`, if asked for, are those of the tokens since the piece before; at the end of an answer
-    they may come without a text.
+    they may come without a text. Text comes before all calls.
     """
 
     id: int
     text: str
+    calls: list[CallPiece] = []
     likelihoods: list[Likelihood] = []
 
 
@@ -202,7 +212,7 @@ class Finished(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """
 
     id: int
-    finish_reason: Literal["stop", "length"]
+    finish_reason: Literal["stop", "length", "tool_calls"]
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int

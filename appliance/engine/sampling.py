@@ -9,8 +9,10 @@ from typing import Any
 import llama_cpp
 import numpy as np
 
+from appliance.engine.call_stream import CallStream
 from appliance.engine.candidates import Candidates
-from appliance.engine.grammar import Grammar, stuck
+from appliance.engine.constraint import constraint
+from appliance.engine.grammar import stuck
 from appliance.engine.protocol import Sampling
 from appliance.engine.runtime import Runtime
 from appliance.errors import InvalidInput
@@ -24,12 +26,14 @@ SEEDS = 0xFFFFFFFF
 class Sampler:
     """Chooses tokens; may hold memory of llama.cpp until it is closed."""
 
-    def __init__(self, sampling: Sampling, runtime: Runtime) -> None:
+    def __init__(
+        self, sampling: Sampling, runtime: Runtime, calls: CallStream | None = None
+    ) -> None:
         """Raises InvalidInput for a token that the vocabulary does not have, or an impossible grammar."""
         _check_bias(sampling.logit_bias, runtime.n_vocab)
         self._runtime = runtime
         self._biased = list(sampling.logit_bias)
-        self._grammar = None if sampling.grammar is None else Grammar(sampling.grammar, runtime)
+        self._grammar = constraint(sampling, calls, runtime)
         self._chain = None if _is_plain(sampling) else _chain(sampling, runtime)
 
     def sample(self, row: int) -> int:

@@ -189,9 +189,11 @@ class Scheduler:
             self._end(generation)
             yield Failure(generation.id, exc)
             return
-        likelihoods = generation.take_likelihoods() if text or generation.finished else []
-        if text or likelihoods:
-            yield Delta(id=generation.id, text=text, likelihoods=likelihoods)
+        calls = generation.take_calls()
+        tells = text or calls or generation.finished
+        likelihoods = generation.take_likelihoods() if tells else []
+        if text or calls or likelihoods:
+            yield Delta(id=generation.id, text=text, calls=calls, likelihoods=likelihoods)
         if generation.finished is not None:
             yield generation.finished
             self._end(generation)

@@ -15,7 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from appliance.control_text import ControlText
-from appliance.engine.protocol import Message, Prompt, Raw
+from appliance.engine.conversation import Conversations
+from appliance.engine.protocol import Prompt, Raw
+from appliance.engine.tools import Tools
 from appliance.errors import ChildFailed, InvalidInput
 from appliance.prompts import ChatTemplate
 
@@ -40,30 +42,30 @@ class Vocabulary:
         silent = [token for token in control if not self.ends_answer(token)]
         self.silent_tokens: npt.NDArray[np.intp] = np.array(silent, dtype=np.intp)
         """Control tokens that end nothing: in an answer they are no text."""
-        self._template = ChatTemplate(
+        template = ChatTemplate(
             _chat_template(model, gguf),
             bos_token=self._token_text(llama_cpp.llama_vocab_bos(self.handle)),
             eos_token=self._token_text(llama_cpp.llama_vocab_eos(self.handle)),
         )
+        ends = [self._token_text(token) for token in control if self.ends_answer(token)]
+        self._conversations = Conversations(template, self._control, ends)
+        self.call_format = self._conversations.calls
+        self.call_tokens = self._named_in(self.call_format.texts(), silent)
+        """Control tokens that are part of how a call is written, with their names."""
         self._pieces: dict[int, bytes] = {}
 
-    def prompt(self, prompt: Prompt) -> list[int]:
+    def prompt(self, prompt: Prompt, tools: Tools | None = None) -> list[int]:
         """The tokens up to where the answer begins, none for an empty prompt; raises InvalidInput."""
         if not isinstance(prompt, Raw):
-            return self._conversation(prompt)
+            pieces = self._control.pieces(self._conversations.render(prompt, tools))
+            return [
+                token for piece in pieces for token in self.tokenize(piece.text, piece.is_plain)
+            ]
         if isinstance(prompt.content, str):
             # Whoever writes a raw prompt writes the model's control tokens, too: there is no turn to forge.
             return self._bos() + self.tokenize(prompt.content, param="prompt")
         self._check_known(prompt.content)
         return list(prompt.content)
-
-    def _conversation(self, messages: Sequence[Message]) -> list[int]:
-        turns = [
-            {"role": turn.role, "content": self._control.hide(turn.content)} for turn in messages
-        ]
-        rendered = self._template.render(turns, add_generation_prompt=True)
-        pieces = self._control.pieces(rendered)
-        return [token for piece in pieces for token in self.tokenize(piece.text, piece.is_plain)]
 
     def _bos(self) -> list[int]:
         """What the model's metadata puts before every text: one token or none."""
@@ -112,6 +114,18 @@ class Vocabulary:
         if token not in self._pieces:
             self._pieces[token] = self._read_piece(token)
         return self._pieces[token]
+
+    def call_piece(self, token: int) -> bytes:
+        """The bytes of a token in an answer that may call functions."""
+        return self.call_tokens.get(token) or self.piece(token)
+
+    def _named_in(self, texts: Sequence[str], tokens: Sequence[int]) -> dict[int, bytes]:
+        names = {token: self._token_text(token) for token in tokens}
+        return {
+            token: name.encode()
+            for token, name in names.items()
+            if name and any(name in text for text in texts)
+        }
 
     def _read_piece(self, token: int) -> bytes:
         size = 64

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from appliance.engine.client import Engine
 from appliance.engine.protocol import Delta, Finished, Prompt, Sampling
+from appliance.engine.tools import Tools
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,7 +20,9 @@ class Model:
     client: str = ""
 
     def generate(
-        self, prompt: Prompt, sampling: Sampling
+        self, prompt: Prompt, sampling: Sampling, tools: Tools | None = None
     ) -> AsyncGenerator[Delta | Finished, None]:
         """As `Engine.generate`."""
-        return self.engine.generate(prompt, sampling, adapter=self.adapter, client=self.client)
+        return self.engine.generate(
+            prompt, sampling, tools, adapter=self.adapter, client=self.client
+        )

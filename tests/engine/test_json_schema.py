@@ -28,7 +28,7 @@ def rules(schema: Any) -> dict[str, str]:
 def refusal(schema: Any) -> InvalidInput:
     with pytest.raises(InvalidInput) as caught:
         to_gbnf(schema, "schema")
-    assert caught.value.param == "response_format"
+    assert caught.value.param == "schema"
     return caught.value
 
 

@@ -4,8 +4,9 @@ The "GGUF" says how to load: {"name", "load": "" or "load-failure", "load-crash"
 The last message, or a raw prompt (or the training data, with "answer-" before it) says how to answer:
 "slow N" counts to N with pauses, "crash" dies after two pieces,
 "crash-at-once" before the first, "hang" says nothing until cancelled, "refuse" is the caller's fault,
-"error" the engine's; anything else is echoed word by word,
-after the model's name, and "+" and the adapter's if there is one.
+"error" the engine's; "call TEXT" calls, if there are tools, each function that it may with TEXT for
+arguments; anything else is echoed word by word, after the model's name, and "+" and the adapter's if there
+is one.
 
 Beside the GGUF grows `NAME.log`, one line for whatever the daemon asked: the tests read it.
 """
@@ -37,6 +38,7 @@ from appliance.engine.protocol import (
     Prompt,
     Raw,
 )
+from appliance.engine.tools import CallPiece, Tools
 
 PIECE_SECONDS = 0.05
 
@@ -108,19 +110,22 @@ class FakeEngine:
         name = self.model["name"]
         if request.adapter is not None:
             name += f"+{Path(request.adapter).stem}"
-        for piece in self.pieces(name, asked, cancelled):
+        pieces: Iterator[str | CallPiece] = self.pieces(name, asked, cancelled)
+        if request.tools is not None and asked.startswith("call "):
+            reason, pieces = "tool_calls", calls(request.tools, asked.removeprefix("call "))
+        for piece in pieces:
             if cancelled.is_set():
                 return
             if count == limit:
                 reason = "length"
                 break
             count += 1
-            self.send(Delta(id=request.id, text=piece, likelihoods=likelihoods(request, piece)))
+            self.send(delta(request, piece))
         self.note(f"finish {request.id}")
         self.send(
             Finished(
                 id=request.id,
-                finish_reason="length" if reason == "length" else "stop",
+                finish_reason=reason,
                 prompt_tokens=sum(len(text.split()) for text in texts(request.prompt)),
                 completion_tokens=count,
                 cached_tokens=0,
@@ -161,6 +166,22 @@ def texts(prompt: Prompt) -> list[str]:
 
 def asked_in(prompt: Prompt) -> str:
     return texts(prompt)[-1]
+
+
+def calls(tools: Tools, arguments: str) -> Iterator[CallPiece]:
+    names = list(tools.callable())
+    for index, name in enumerate(names if tools.is_parallel else names[:1]):
+        yield CallPiece(index=index, name=name)
+        middle = len(arguments) // 2
+        for part in (arguments[:middle], arguments[middle:]):
+            yield CallPiece(index=index, arguments=part)
+
+
+def delta(request: Generate, piece: str | CallPiece) -> Delta:
+    if isinstance(piece, CallPiece):
+        told = likelihoods(request, piece.arguments)
+        return Delta(id=request.id, text="", calls=[piece], likelihoods=told)
+    return Delta(id=request.id, text=piece, likelihoods=likelihoods(request, piece))
 
 
 def likelihoods(request: Generate, piece: str) -> list[Likelihood]:

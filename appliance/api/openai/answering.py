@@ -19,6 +19,7 @@ from appliance.api import errors
 from appliance.api.metrics import Metrics
 from appliance.api.openai.choices import Event, choices
 from appliance.engine.protocol import Delta, Finished, Likelihood, Prompt, Sampling
+from appliance.engine.tools import Tools
 from appliance.errors import ApplianceError
 from appliance.serving.router import Router
 
@@ -64,6 +65,7 @@ class Asked:
     prompts: Sequence[Prompt]
     sampling: Sampling
     answers: int
+    tools: Tools | None = None
 
     @property
     def total(self) -> int:
@@ -77,7 +79,9 @@ async def generate(router: Router, metrics: Metrics, asked: Asked) -> Events:
     """
     async with (
         router.model(asked.model, client=asked.client, answers=asked.total) as model,
-        aclosing(choices(model, asked.prompts, asked.sampling, asked.answers)) as events,
+        aclosing(
+            choices(model, asked.prompts, asked.sampling, asked.answers, asked.tools)
+        ) as events,
     ):
         async for index, event in events:
             if isinstance(event, Finished):

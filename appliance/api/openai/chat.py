@@ -28,6 +28,8 @@ from appliance.api.openai.chat_schema import (
     ChunkChoice,
     Logprobs,
 )
+from appliance.api.openai.messages import conversation
+from appliance.api.openai.tools import AnsweredCalls
 from appliance.engine.protocol import Delta, Finished
 from appliance.serving.router import Router
 from appliance.store.rows import new_id
@@ -51,8 +53,8 @@ class ChatController(Controller):
 async def _begin(data: ChatRequest, client: str, router: Router, metrics: Metrics) -> Response[Any]:
     """The whole answer, or a stream that has its first event."""
     # What cannot be answered must not cost a load.
-    messages, sampling = [message.plain() for message in data.messages], data.sampling()
-    asked = Asked(data.model, client, [messages], sampling, data.answers)
+    messages, sampling, tools = conversation(data.messages), data.sampling(), data.offered()
+    asked = Asked(data.model, client, [messages], sampling, data.answers, tools)
     events = generate(router, metrics, asked)
     if data.stream:
         return await streamed(events, _Chunks(data), asked.total)
@@ -66,7 +68,7 @@ def _completion(data: ChatRequest, written: Sequence[Written]) -> ChatCompletion
         model=data.model,
         choices=[
             Choice(
-                AnswerMessage(each.text),
+                _message(each),
                 each.finished.finish_reason,
                 index,
                 Logprobs.of(each.likelihoods, data.logprobs),
@@ -77,23 +79,37 @@ def _completion(data: ChatRequest, written: Sequence[Written]) -> ChatCompletion
     )
 
 
+def _message(written: Written) -> AnswerMessage:
+    text, calls = written.text, AnsweredCalls()
+    for delta in written.deltas:
+        for piece in delta.calls:
+            calls.add(piece)
+    whole = calls.whole()
+    return AnswerMessage(text or None if whole else text, whole)
+
+
 class _Chunks:
     """The stream of a conversation's answers."""
 
     def __init__(self, data: ChatRequest) -> None:
         self._data = data
         self._id, self._created = new_id("chatcmpl-"), int(time.time())
+        self._calls = [AnsweredCalls() for _ in range(data.answers)]
 
     def opening(self) -> Iterator[ChatChunk]:
+        # With tools it is not known yet whether there will be any text.
+        content = None if self._data.tools else ""
         for index in range(self._data.answers):
-            yield self._chunk(ChunkChoice({"role": "assistant", "content": ""}, index))
+            yield self._chunk(ChunkChoice({"role": "assistant", "content": content}, index))
 
     def of(self, index: int, event: Delta | Finished) -> Iterator[ChatChunk]:
         if isinstance(event, Finished):
             yield self._chunk(ChunkChoice({}, index, event.finish_reason))
         else:
             logprobs = Logprobs.of(event.likelihoods, self._data.logprobs)
-            yield self._chunk(ChunkChoice({"content": event.text}, index, logprobs=logprobs))
+            for delta in _deltas(event, self._calls[index]):
+                yield self._chunk(ChunkChoice(delta, index, logprobs=logprobs))
+                logprobs = None
 
     def closing(self, finished: Sequence[Finished]) -> Iterator[ChatChunk]:
         if self._data.wants_usage:
@@ -102,3 +118,11 @@ class _Chunks:
     def _chunk(self, choice: ChunkChoice | None, usage: Usage | None = None) -> ChatChunk:
         choices = [] if choice is None else [choice]
         return ChatChunk(self._id, self._created, self._data.model, choices, usage)
+
+
+def _deltas(event: Delta, calls: AnsweredCalls) -> Iterator[dict[str, Any]]:
+    """What a stream says of a piece of an answer: its text, then each piece of a call by itself."""
+    if event.text or not event.calls:
+        yield {"content": event.text}
+    for piece in event.calls:
+        yield {"tool_calls": [calls.add(piece)]}

@@ -8,14 +8,15 @@ import msgspec
 from msgspec import Meta
 
 from appliance.api.openai.answer_schema import AnswerRequest, Usage
+from appliance.api.openai.messages import ChatMessage
+from appliance.api.openai.tools import MAX_TOOLS, MessageToolCall, Tool, ToolChoice, offered
 from appliance.engine.json_schema import to_gbnf
-from appliance.engine.protocol import Likelihood, Message, Sampling
+from appliance.engine.protocol import Likelihood, Sampling
+from appliance.engine.tools import Tools
 from appliance.errors import InvalidInput
 
 # What would change the answer's meaning if it were ignored, and the values that mean "not used".
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
-    "tools": (None, []),
-    "tool_choice": (None, "none", "auto"),
     "functions": (None, []),
     "function_call": (None, "none", "auto"),
     "audio": (None,),
@@ -23,28 +24,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "prediction": (None,),
     "web_search_options": (None,),
 }
-
-
-class TextPart(msgspec.Struct, forbid_unknown_fields=True):
-    """A piece of a message; only text is understood."""
-
-    type: Literal["text"]
-    text: str
-
-
-class ChatMessage(msgspec.Struct, kw_only=True):
-    """One message of a request."""
-
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def plain(self) -> Message:
-        """Role and text, as the model's chat template takes them."""
-        content = self.content
-        text = content if isinstance(content, str) else "".join(part.text for part in content)
-        # OpenAI's newer name for the system role; templates know the older one.
-        return Message(role="system" if self.role == "developer" else self.role, content=text)
 
 
 class JsonSchema(msgspec.Struct, kw_only=True):
@@ -85,8 +64,9 @@ class ChatRequest(AnswerRequest, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     response_format: ResponseFormat | None = None
-    tools: Any = None
-    tool_choice: Any = None
+    tools: Annotated[list[Tool], Meta(max_length=MAX_TOOLS)] | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     functions: Any = None
     function_call: Any = None
     audio: Any = None
@@ -97,6 +77,10 @@ class ChatRequest(AnswerRequest, kw_only=True):
     def refuse_unsupported(self) -> None:
         """Raise InvalidInput for a field that is given and cannot be honoured."""
         self.refuse(UNSUPPORTED)
+
+    def offered(self) -> Tools | None:
+        """What may or must be called; raises InvalidInput for tools that cannot be."""
+        return offered(self.tools, self.tool_choice, self.parallel_tool_calls)
 
     def sampling(self) -> Sampling:
         """How the engine is to choose tokens; raises InvalidInput for what it cannot keep to."""
@@ -159,7 +143,8 @@ def _token(piece: bytes, logprob: float) -> tuple[str, float, list[int]]:
 class AnswerMessage(msgspec.Struct):
     """`choices[].message`."""
 
-    content: str
+    content: str | None
+    tool_calls: list[MessageToolCall] | msgspec.UnsetType = msgspec.UNSET
     role: str = "assistant"
     refusal: str | None = None
     annotations: list[Any] = []

@@ -9,13 +9,14 @@ from contextlib import aclosing
 import msgspec
 
 from appliance.engine.protocol import Delta, Finished, Prompt, Sampling
+from appliance.engine.tools import Tools
 from appliance.serving.model import Model
 
 Event = Delta | Finished
 
 
 async def choices(
-    model: Model, prompts: Sequence[Prompt], sampling: Sampling, n: int
+    model: Model, prompts: Sequence[Prompt], sampling: Sampling, n: int, tools: Tools | None = None
 ) -> AsyncGenerator[tuple[int, Event], None]:
     """The events of `n` answers to each prompt, each with the answer's number; the first failure ends all.
 
@@ -24,7 +25,7 @@ async def choices(
     """
     total = len(prompts) * n
     if total == 1:
-        async with aclosing(model.generate(prompts[0], sampling)) as events:
+        async with aclosing(model.generate(prompts[0], sampling, tools)) as events:
             async for only in events:
                 yield 0, only
         return
@@ -35,7 +36,7 @@ async def choices(
         seed = None if sampling.seed is None else _wrapped(sampling.seed + index % n)
         own = msgspec.structs.replace(sampling, seed=seed)
         try:
-            async with aclosing(model.generate(prompts[index // n], own)) as events:
+            async with aclosing(model.generate(prompts[index // n], own, tools)) as events:
                 async for event in events:
                     await arrived.put((index, event))
         except Exception as exc:
