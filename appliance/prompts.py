@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -36,6 +36,23 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
 def _size_of(value: Any) -> float:
     return abs(value) if isinstance(value, int | float) else max(1, len(value))
+
+
+class TemplateTooSlow(InvalidInput):
+    """A template that took longer than it may, and was ended."""
+
+
+class Template(Protocol):
+    """What renders conversations: in this process, or in another one."""
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+    ) -> str:
+        """As `ChatTemplate.render`."""
 
 
 class ChatTemplate:

@@ -383,18 +383,3 @@ def test_program_in_the_group_tells_its_lines_and_its_status():
     assert process.run_in_group(script(source), on_line=lines.append) == 3
     assert lines[:2] == ["one", "two"]
     assert lines[2].startswith("thr")
-
-
-def test_detached_process_can_be_watched_and_stopped(tmp_path):
-    log = tmp_path / "log"
-    pid = process.start_detached(
-        script("import time; print('up', flush=True); time.sleep(600)"), log
-    )
-    try:
-        wait_for(lambda: log.read_text(), "the process to be up")
-        assert process.is_running(pid)
-        process.stop_detached(pid, 10)
-        wait_for(lambda: not process.is_running(pid), "its end to be seen")
-    finally:
-        if group_members(pid):
-            os.killpg(pid, signal.SIGKILL)

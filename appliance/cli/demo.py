@@ -22,7 +22,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from appliance import process
+from appliance import detached, process
 from appliance.cli import output
 from appliance.cli.client import Client, connect
 from appliance.cli.demo_scores import Example, Scores, evaluate, read_example
@@ -152,12 +152,12 @@ def _ensure_daemon(settings: Settings) -> None:
         f"--{name.replace('_', '-')}={getattr(settings, name)}"
         for name in settings.__struct_fields__
     ]
-    pid = process.start_detached([*process.python_child("appliance", "serve"), *flags], log)
+    pid = detached.start([*process.python_child("appliance", "serve"), *flags], log)
     try:
         _wait_until_it_answers(settings, pid, log)
     except BaseException:
-        if process.is_running(pid):
-            process.stop_detached(pid)
+        if detached.is_running(pid):
+            detached.stop(pid)
         raise
     _note(f"started as process {pid}, log in {log}")
 
@@ -165,7 +165,7 @@ def _ensure_daemon(settings: Settings) -> None:
 def _wait_until_it_answers(settings: Settings, pid: int, log: Path) -> None:
     deadline = time.monotonic() + START_TIMEOUT_SECONDS
     while not _answers(settings):
-        if time.monotonic() > deadline or not process.is_running(pid):
+        if time.monotonic() > deadline or not detached.is_running(pid):
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-3:]
             raise ChildFailed(
                 "daemon_did_not_start",

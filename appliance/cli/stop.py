@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from appliance import process
+from appliance import detached
 from appliance.cli import output
 from appliance.cli.options import with_settings
 from appliance.errors import NotFound
@@ -29,4 +29,4 @@ def stop_daemon(settings: Settings) -> None:
             next_step="see whether --state-dir is the one that it was started with",
         )
     with contextlib.suppress(ProcessLookupError):  # somebody else was faster
-        process.stop_detached(pid)
+        detached.stop(pid)

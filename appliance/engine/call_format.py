@@ -18,7 +18,7 @@ import msgspec
 
 from appliance.engine.tools import Tools
 from appliance.errors import InvalidInput
-from appliance.prompts import ChatTemplate
+from appliance.prompts import Template, TemplateTooSlow
 
 # Words that no template has of its own.
 _TOOL, _FIRST, _SECOND, _KEY = "zqtool", "zqfirst", "zqsecond", "zqkey"
@@ -94,7 +94,7 @@ HERMES = CallFormat(
 )
 
 
-def detect(template: ChatTemplate, ends: Sequence[str]) -> CallFormat:
+def detect(template: Template, ends: Sequence[str]) -> CallFormat:
     """The format of a template whose turns end with one of `ends`, or else Hermes'."""
     prompt = _rendered(template, [_USER], add_generation_prompt=True)
     told = _rendered(template, [_USER, {"role": "assistant", "content": _TEXT}, _USER])
@@ -112,7 +112,7 @@ def detect(template: ChatTemplate, ends: Sequence[str]) -> CallFormat:
 
 
 def _formats(
-    template: ChatTemplate, starts: Sequence[str], ends: Sequence[str]
+    template: Template, starts: Sequence[str], ends: Sequence[str]
 ) -> Iterator[CallFormat]:
     """Those that the template takes: first with two calls, without a content, and with objects."""
     for count, content, is_text in itertools.product((2, 1), (None, ""), (False, True)):
@@ -185,10 +185,12 @@ def _answer_start(text: str, starts: Sequence[str]) -> int | None:
 
 
 def _rendered(
-    template: ChatTemplate, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False
+    template: Template, messages: list[dict[str, Any]], *, add_generation_prompt: bool = False
 ) -> str | None:
-    """What the template makes of a conversation, None if it does not take it."""
+    """What the template makes of a conversation, None if it does not take it; raises TemplateTooSlow."""
     try:
         return template.render(messages, add_generation_prompt=add_generation_prompt, tools=_TOOLS)
+    except TemplateTooSlow:
+        raise
     except InvalidInput:
         return None

@@ -18,7 +18,7 @@ from appliance.control_text import ControlText
 from appliance.engine import call_format
 from appliance.engine.protocol import Message
 from appliance.engine.tools import ToolCall, Tools
-from appliance.prompts import ChatTemplate
+from appliance.prompts import Template
 
 INTRODUCTION = """\
 # Tools
@@ -40,7 +40,7 @@ Turn = dict[str, Any]
 class Conversations:
     """Renders conversations with one model's template; `calls` is how the model writes a call."""
 
-    def __init__(self, template: ChatTemplate, control: ControlText, ends: Sequence[str]) -> None:
+    def __init__(self, template: Template, control: ControlText, ends: Sequence[str]) -> None:
         """`ends` are the texts of the tokens that end an answer."""
         self._template = template
         self._control = control

@@ -18,12 +18,12 @@ from appliance.errors import InvalidInput
 class Generation:
     """The state of one answer. `finished` is set by the token that ends it."""
 
-    def __init__(self, request: Generate, runtime: Runtime) -> None:
-        """Render and tokenise; raises InvalidInput if the prompt cannot be answered."""
+    def __init__(self, request: Generate, prompt: list[int], runtime: Runtime) -> None:
+        """`prompt` are the request's tokens; raises InvalidInput if they cannot be answered."""
         self.id = request.id
         self.adapter = request.adapter
         self.client = request.client
-        self.tokens = runtime.vocabulary.prompt(request.prompt, request.tools)
+        self.tokens = prompt
         """The prompt and the answer so far."""
         self.decoded = 0
         """How many of them llama.cpp holds."""

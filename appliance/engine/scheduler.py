@@ -70,9 +70,9 @@ class Scheduler:
         cells, adapters = self._sequences.cells(), len(self._runtime.adapters)
         return Load(running=running, waiting=waiting, cells=cells, adapters=adapters)
 
-    def add(self, request: Generate) -> None:
-        """Take a request; raises InvalidInput for one that cannot be answered."""
-        self._waiting.append(Generation(request, self._runtime))
+    def add(self, request: Generate, prompt: list[int]) -> None:
+        """Take a request and the tokens of its prompt; raises InvalidInput if it cannot be answered."""
+        self._waiting.append(Generation(request, prompt, self._runtime))
 
     def cancel(self, request_id: int) -> None:
         """Nobody wants this answer any more; not an error if there is none."""

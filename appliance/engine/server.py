@@ -1,4 +1,4 @@
-"""The engine's two threads: one reads the connection, the other owns llama.cpp and writes.
+"""The engine's two threads: one reads the connection (`intake`), the other owns llama.cpp and writes.
 
 What was read takes effect between two decode calls. The end of the connection is the end of the process.
 """
@@ -11,23 +11,25 @@ import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import NoReturn
 
 from appliance.engine import protocol
-from appliance.engine.protocol import Cancel, Failed, Loaded, Loading, Reply, Request, Working
+from appliance.engine.intake import Arrival, Inbox, Prepared, failed, read_requests
+from appliance.engine.protocol import Cancel, Failed, Loaded, Loading, Reply, Working
 from appliance.engine.runtime import Runtime
 from appliance.engine.scheduler import Event, Failure, Scheduler
-from appliance.errors import ApplianceError, ChildFailed, InvalidInput
+from appliance.engine.vocabulary import Vocabulary
+from appliance.errors import ApplianceError, ChildFailed
 
-# To take one can mean to tokenise megabytes, for which the answers that run have to wait.
+# To take one can mean to read a large grammar, for which the answers that run have to wait.
 MOST_TAKEN_AT_ONCE = 4
 # llama.cpp reports every tensor.
 LEAST_PROGRESS = 0.01
 
 Send = Callable[[Iterable[Reply]], None]
-Inbox = queue.SimpleQueue[Request]
 
 
 def serve(
@@ -41,6 +43,7 @@ def serve(
 ) -> NoReturn:
     """Load the model and answer requests until the connection ends; never returns."""
     inbox: Inbox = queue.SimpleQueue()
+    vocabulary: Future[Vocabulary] = Future()
 
     def work() -> None:
         send = _sender(connection)
@@ -53,11 +56,12 @@ def serve(
             adapter_budget_bytes=adapter_budget_bytes,
         )
         runtime = _load(make, send)
+        vocabulary.set_result(runtime.vocabulary)
         _answer_all(inbox, Scheduler(runtime, slots), send)
 
     threading.Thread(target=_or_die, args=(work,), daemon=True).start()
     stream = connection.makefile("rb")
-    _or_die(lambda: _read_requests(stream, inbox))
+    _or_die(lambda: read_requests(stream, vocabulary, inbox))
     # There is no state to save, and a running decode call could take longer than anyone wants to wait.
     os._exit(0)
 
@@ -72,15 +76,6 @@ def _or_die(work: Callable[[], None]) -> None:
     except BaseException:
         traceback.print_exc()
         os._exit(1)
-
-
-def _read_requests(stream: BinaryIO, inbox: Inbox) -> None:
-    while len(header := stream.read(protocol.HEADER_BYTES)) == protocol.HEADER_BYTES:
-        length = protocol.body_length(header)
-        body = stream.read(length)
-        if len(body) < length:
-            return
-        inbox.put(protocol.decode_request(body))
 
 
 def _sender(connection: socket.socket) -> Send:
@@ -103,7 +98,7 @@ def _load(make: Callable[..., Runtime], send: Send) -> Runtime:
     try:
         runtime = make(on_progress=on_progress)
     except ApplianceError as exc:
-        send([_failed(protocol.LOADING_ID, exc)])
+        send([failed(protocol.LOADING_ID, exc)])
         raise
     send(
         [
@@ -122,7 +117,7 @@ def _answer_all(inbox: Inbox, scheduler: Scheduler, send: Send) -> NoReturn:
     told = (0, 0)
     while True:
         refused = [
-            each for request in _arrived(inbox, scheduler) for each in _take(request, scheduler)
+            each for arrival in _arrived(inbox, scheduler) for each in _take(arrival, scheduler)
         ]
         if refused:
             send(refused)
@@ -133,7 +128,7 @@ def _answer_all(inbox: Inbox, scheduler: Scheduler, send: Send) -> NoReturn:
             send([scheduler.load()])
 
 
-def _arrived(inbox: Inbox, scheduler: Scheduler) -> Iterable[Request]:
+def _arrived(inbox: Inbox, scheduler: Scheduler) -> Iterable[Arrival]:
     """Some of what has come since; with nothing to do, the next that comes."""
     if not scheduler.busy:
         yield inbox.get()
@@ -143,32 +138,23 @@ def _arrived(inbox: Inbox, scheduler: Scheduler) -> Iterable[Request]:
         yield inbox.get()
 
 
-def _take(request: Request, scheduler: Scheduler) -> Iterable[Failed]:
-    if isinstance(request, Cancel):
-        scheduler.cancel(request.id)
-        return
-    try:
-        scheduler.add(request)
-    except ApplianceError as exc:
-        yield _failed(request.id, exc)
-    except Exception:
-        # Nothing has been decoded yet: one request may fail so, and no other.
-        traceback.print_exc()
-        yield _failed(
-            request.id, ChildFailed("internal_error", "the request should be taken; it was not")
-        )
+def _take(arrival: Arrival, scheduler: Scheduler) -> Iterable[Failed]:
+    match arrival:
+        case Cancel():
+            scheduler.cancel(arrival.id)
+        case Failed():
+            yield arrival
+        case Prepared(request, prompt):
+            try:
+                scheduler.add(request, prompt)
+            except ApplianceError as exc:
+                yield failed(request.id, exc)
+            except Exception:
+                # Nothing has been decoded yet: one request may fail so, and no other.
+                traceback.print_exc()
+                error = ChildFailed("internal_error", "the request should be taken; it was not")
+                yield failed(request.id, error)
 
 
 def _reply(event: Event) -> Reply:
-    return _failed(event.id, event.error) if isinstance(event, Failure) else event
-
-
-def _failed(request_id: int, error: ApplianceError) -> Failed:
-    return Failed(
-        id=request_id,
-        code=error.code,
-        message=error.message,
-        param=error.param,
-        next_step=error.next_step,
-        caller_at_fault=isinstance(error, InvalidInput),
-    )
+    return failed(event.id, event.error) if isinstance(event, Failure) else event

@@ -1,6 +1,6 @@
 """From prompts to tokens and back: a model's vocabulary and its chat template.
 
-`tokenize` and `piece` may be called from any thread. Knows nothing of contexts or of answers.
+`prompt`, `tokenize` and `piece` may be called from any thread. Knows nothing of contexts or of answers.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import numpy.typing as npt
 from appliance.control_text import ControlText
 from appliance.engine.conversation import Conversations
 from appliance.engine.protocol import Prompt, Raw
+from appliance.engine.renderer import Renderer
 from appliance.engine.tools import Tools
 from appliance.errors import ChildFailed, InvalidInput
-from appliance.prompts import ChatTemplate
 
 # llama.cpp's tokenizer counts in 32 bits and has overflowed (GHSA-7rxv-5jhh-j6xx).
 MAX_PROMPT_BYTES = 8 << 20
@@ -33,7 +33,7 @@ class Vocabulary:
     """The tokens of a loaded model, and how they make up a prompt."""
 
     def __init__(self, model: Any, gguf: Path) -> None:
-        """Raises ChildFailed for a model that cannot chat."""
+        """Raises ChildFailed for a model that cannot chat, InvalidInput if its template is none."""
         self.handle = llama_cpp.llama_model_get_vocab(model)
         """llama.cpp's own."""
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(self.handle)
@@ -42,7 +42,7 @@ class Vocabulary:
         silent = [token for token in control if not self.ends_answer(token)]
         self.silent_tokens: npt.NDArray[np.intp] = np.array(silent, dtype=np.intp)
         """Control tokens that end nothing: in an answer they are no text."""
-        template = ChatTemplate(
+        template = Renderer(
             _chat_template(model, gguf),
             bos_token=self._token_text(llama_cpp.llama_vocab_bos(self.handle)),
             eos_token=self._token_text(llama_cpp.llama_vocab_eos(self.handle)),

@@ -5,13 +5,16 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from appliance.engine import client
 from appliance.engine.client import Engine
-from appliance.engine.protocol import Finished, Message, Sampling
+from appliance.engine.protocol import Finished, Generate, Message, Sampling
+
+if TYPE_CHECKING:
+    from appliance.engine.scheduler import Scheduler
 
 GREEDY = Sampling(temperature=0.0)
 # Asked so, the starter model counts until its answer is cut.
@@ -34,6 +37,12 @@ def user(text: str) -> list[Message]:
         Message(role="system", content="You are a helpful assistant."),
         Message(role="user", content=text),
     ]
+
+
+def add(scheduler: Scheduler, request: Generate) -> None:
+    """Hand a request to a scheduler as the engine's other thread would."""
+    prompt = scheduler._runtime.vocabulary.prompt(request.prompt, request.tools)
+    scheduler.add(request, prompt)
 
 
 @contextlib.asynccontextmanager

@@ -11,6 +11,7 @@ import pytest
 from appliance.engine.protocol import Delta, Generate, Message, Sampling
 from appliance.errors import ApplianceError, ChildFailed, InvalidInput
 from tests.engine import lora
+from tests.engine.asking import add
 
 if TYPE_CHECKING:
     from appliance.engine.runtime import Part, Runtime
@@ -66,7 +67,7 @@ def run(
             sampling=Sampling(temperature=0.0, max_tokens=max_tokens),
             adapter=adapter,
         )
-        scheduler.add(request)
+        add(scheduler, request)
     answers: dict[int, str | ApplianceError] = dict.fromkeys(range(len(adapters)), "")
     while scheduler.busy:
         for event in scheduler.step():
@@ -198,7 +199,7 @@ def test_cancelled_answer_leaves_its_adapter_to_others(
             sampling=Sampling(temperature=0.0, max_tokens=100),
             adapter=adapter,
         )
-        scheduler.add(request)
+        add(scheduler, request)
     for _ in range(6):
         scheduler.step()
     for index in range(3):

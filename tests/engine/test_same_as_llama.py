@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from appliance.engine.protocol import Delta, Generate, Sampling
-from tests.engine.asking import user
+from tests.engine.asking import add, user
 
 if TYPE_CHECKING:
     from appliance.engine.runtime import Runtime
@@ -46,7 +46,7 @@ def greedy(runtime: Runtime, question: str) -> str:
         runtime.forget(sequence)
     scheduler = Scheduler(runtime, 1)
     sampling = Sampling(temperature=0.0, max_tokens=ANSWER_TOKENS)
-    scheduler.add(Generate(id=1, prompt=user(question), sampling=sampling))
+    add(scheduler, Generate(id=1, prompt=user(question), sampling=sampling))
     text = ""
     while scheduler.busy:
         text += "".join(event.text for event in scheduler.step() if isinstance(event, Delta))

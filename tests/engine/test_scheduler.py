@@ -8,6 +8,7 @@ import pytest
 
 from appliance.engine.protocol import Delta, Finished, Generate, Message, Sampling
 from appliance.errors import ChildFailed, InvalidInput
+from tests.engine.asking import add
 
 if TYPE_CHECKING:
     from appliance.engine.runtime import Part, Runtime
@@ -51,9 +52,8 @@ class Watched:
         sampling = Sampling(
             temperature=0.0, max_tokens=max_tokens, logit_bias={END_OF_TURN: -100.0}
         )
-        self.scheduler.add(
-            Generate(id=request_id, prompt=messages, sampling=sampling, client=client)
-        )
+        request = Generate(id=request_id, prompt=messages, sampling=sampling, client=client)
+        add(self.scheduler, request)
 
     def step(self) -> list[int]:
         """Step once; returns who runs."""

@@ -73,7 +73,8 @@ def says(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Says:
         tokens = vocabulary.tokenize(wanted) if isinstance(wanted, str) else wanted
         sampling = Sampling(**{"temperature": 0.0, "max_tokens": 90, "top_logprobs": 0, **changes})
         request = Generate(id=1, prompt=USER, sampling=sampling, tools=offered)
-        generation = Generation(request, runtime)
+        prompt = vocabulary.prompt(USER, offered)
+        generation = Generation(request, prompt, runtime)
         text, pieces, likelihoods = "", [], 0
         for token in [*tokens, *[END] * 200]:
             scores = np.zeros(runtime.n_vocab, dtype=np.float32)
