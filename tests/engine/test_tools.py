@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import pytest
 
 from appliance.control_text import ControlText
@@ -66,6 +65,8 @@ def use(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], No
 @pytest.fixture
 def says(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> Says:
     """`says(wanted, tools)`: the answer of a model that wants nothing but these tokens, and then to end."""
+    import numpy as np
+
     from appliance.engine.generation import Generation
 
     def answer(wanted: str | list[int], offered: Tools, **changes: Any) -> Said:
