@@ -1,4 +1,4 @@
-"""Start, watch and stop child processes; the only module that starts any.
+"""Start, watch and stop child processes; no other module starts any (`detached` starts what is no child).
 
 A child gets its own process group and the reading end of a pipe whose writing end the parent alone
 holds. When the parent goes, however it goes, the pipe reaches end-of-file and the child kills its whole
@@ -27,6 +27,8 @@ from appliance.errors import ChildFailed
 
 logger = logging.getLogger(__name__)
 
+# A program within a child's group.
+Program = subprocess.Popen[bytes]
 DEATH_FD_VARIABLE = "APPLIANCE_DEATH_FD"
 TERMINATE_GRACE_SECONDS = 5.0
 STALL_POLL_SECONDS = 1.0
@@ -245,14 +247,14 @@ def run_in_group(argv: Sequence[str], *, on_line: Callable[[str], None]) -> int:
         return program.wait()
 
 
-def start_in_group(argv: Sequence[str], *, pass_fds: Sequence[int]) -> subprocess.Popen[bytes]:
+def start_in_group(argv: Sequence[str], *, pass_fds: Sequence[int]) -> Program:
     """Start a program inside this child's process group; it should begin with `die_with_parent()`.
 
     It inherits standard error, `pass_fds` and the death pipe.
     """
     variable = os.environ.get(DEATH_FD_VARIABLE)
     death_fds = () if variable is None else (int(variable),)
-    return subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=(*pass_fds, *death_fds))
+    return Program(argv, stdin=subprocess.DEVNULL, pass_fds=(*pass_fds, *death_fds))
 
 
 def die_with_parent() -> None:

@@ -7,7 +7,6 @@ the next conversation gets a new process. Knows nothing of tokens.
 from __future__ import annotations
 
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -61,9 +60,12 @@ class Renderer:
         self._source = Source(template=template, bos_token=bos_token, eos_token=eos_token)
         self._limit_seconds = limit_seconds
         self._lock = threading.Lock()
-        self._program: tuple[subprocess.Popen[bytes], socket.socket] | None = None
-        with self._lock:
+        self._program: tuple[process.Program, socket.socket] | None = None
+        try:
             self._connection()
+        except BaseException:
+            self.close()
+            raise
 
     def render(
         self,

@@ -48,6 +48,8 @@ class Vocabulary:
             eos_token=self._token_text(llama_cpp.llama_vocab_eos(self.handle)),
         )
         ends = [self._token_text(token) for token in control if self.ends_answer(token)]
+        self.close = template.close
+        """Ends the process in which the template runs; the next conversation would start another."""
         self._conversations = Conversations(template, self._control, ends)
         self.call_format = self._conversations.calls
         self.call_tokens = self._named_in(self.call_format.texts(), silent)

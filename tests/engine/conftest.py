@@ -25,10 +25,14 @@ def starter_gguf() -> Path:
 
 
 @pytest.fixture(scope="session")
-def _loaded(starter_gguf: Path) -> Runtime:
+def _loaded(starter_gguf: Path) -> Iterator[Runtime]:
     from appliance.engine.runtime import Runtime
 
-    return Runtime(starter_gguf, n_ctx=256, threads=1, slots=4, on_progress=lambda _fraction: None)
+    runtime = Runtime(
+        starter_gguf, n_ctx=256, threads=1, slots=4, on_progress=lambda _fraction: None
+    )
+    yield runtime
+    runtime.vocabulary.close()
 
 
 @pytest.fixture

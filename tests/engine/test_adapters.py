@@ -26,10 +26,10 @@ BUDGET_BYTES = 700_000
 
 
 @pytest.fixture(scope="module")
-def adapted(starter_gguf: Path) -> Runtime:
+def adapted(starter_gguf: Path) -> Iterator[Runtime]:
     from appliance.engine.runtime import Runtime
 
-    return Runtime(
+    runtime = Runtime(
         starter_gguf,
         n_ctx=512,
         threads=1,
@@ -37,6 +37,8 @@ def adapted(starter_gguf: Path) -> Runtime:
         adapter_budget_bytes=BUDGET_BYTES,
         on_progress=lambda _fraction: None,
     )
+    yield runtime
+    runtime.vocabulary.close()
 
 
 @pytest.fixture

@@ -83,6 +83,7 @@ def test_greedy_answers_are_those_of_llama_itself(starter_gguf: Path) -> None:
         answers.add(answer)
         if answer != expected:
             unlike.append((question, answer, expected))
+    runtime.vocabulary.close()
     llama.close()
     assert len(QUESTIONS) == 50
     assert len(answers) > 40

@@ -124,6 +124,7 @@ def test_bos_comes_first_exactly_where_the_metadata_asks_for_it(
     assert adding.prompt(Raw(content=[5, 6])) == [5, 6]
     messages = [Message(role="system", content="S"), Message(role="user", content="U")]
     assert adding.prompt(messages) == vocabulary.prompt(messages)
+    adding.close()
 
 
 def with_bos(source: Path, target: Path) -> Path:

@@ -102,6 +102,7 @@ def engine_logits(path: Path, adapter: str | None) -> Any:
     runtime.adapters.attach(adapter)
     (row,) = runtime.decode([Part([1, 4093, 198, 26843, 2], 0, 0, True)])
     assert row is not None
+    runtime.vocabulary.close()
     return runtime.scores(row).copy()
 
 

@@ -115,6 +115,7 @@ def test_the_engine_sees_the_tokens_that_were_trained_on(
     trained = conversations.tokenize(1, [Message("user", text), Message("assistant", "b")])
     runtime = Runtime(starter_gguf, n_ctx=256, threads=1, slots=1, on_progress=lambda _: None)
     prompt = runtime.vocabulary.prompt([protocol.Message(role="user", content=text)])
+    runtime.vocabulary.close()
     assert len(prompt) > 10
     assert list(trained.input_ids[: len(prompt)]) == prompt
 
