@@ -137,7 +137,7 @@ def peer(python: str, gguf: Path, threads: int) -> Iterator[Server]:
         process.wait()
 
 
-def measure(server: Server, options: dict[str, Any]) -> dict[str, float]:
+def measure(server: Server, options: dict[str, Any], *switches: str) -> dict[str, float]:
     """One run of the load program."""
     given = {
         "url": server.url,
@@ -145,7 +145,7 @@ def measure(server: Server, options: dict[str, Any]) -> dict[str, float]:
         "model": MODEL,
         **options,
     }
-    flags = [f"--{name}={value}" for name, value in given.items()]
+    flags = [*(f"--{name}={value}" for name, value in given.items()), *switches]
     done = subprocess.run(
         [sys.executable, str(HERE / "load.py"), *flags], capture_output=True, text=True
     )
