@@ -38,10 +38,6 @@ def _size_of(value: Any) -> float:
     return abs(value) if isinstance(value, int | float) else max(1, len(value))
 
 
-class TemplateTooSlow(InvalidInput):
-    """A template that took longer than it may, and was ended."""
-
-
 class Template(Protocol):
     """What renders conversations: in this process, or in another one."""
 

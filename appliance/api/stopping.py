@@ -7,7 +7,7 @@ from typing import Any
 from litestar.connection import ASGIConnection
 from litestar.handlers import BaseRouteHandler
 
-from appliance.errors import Unavailable
+from appliance.serving.admission import stopping
 
 # Of a route that answers to the end.
 TO_THE_END = "to_the_end"
@@ -18,6 +18,4 @@ def refuse_when_stopping(
 ) -> None:
     """Guard of the whole application; what has passed it may be finished."""
     if connection.app.state.work.stopping and not handler.opt.get(TO_THE_END):
-        raise Unavailable(
-            "stopping", "the appliance is being stopped", next_step="try again when it is back"
-        )
+        raise stopping()

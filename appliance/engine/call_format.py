@@ -16,9 +16,10 @@ from typing import Any
 
 import msgspec
 
+from appliance.engine.renderer import TemplateTooSlow
 from appliance.engine.tools import Tools
 from appliance.errors import InvalidInput
-from appliance.prompts import Template, TemplateTooSlow
+from appliance.prompts import Template
 
 # Words that no template has of its own.
 _TOOL, _FIRST, _SECOND, _KEY = "zqtool", "zqfirst", "zqsecond", "zqkey"

@@ -170,7 +170,7 @@ class Working(msgspec.Struct, frozen=True, kw_only=True, tag=True):
 
 
 class Load(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """What the engine is doing, whenever that changes.
+    """What the engine is doing, whenever more or fewer answers run or wait.
 
     `cells` of the context are in use, by running answers and by what is kept for later prompts; `adapters`
     are in memory.

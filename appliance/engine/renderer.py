@@ -17,7 +17,6 @@ import msgspec
 from appliance import process
 from appliance.engine import protocol
 from appliance.errors import UNDECODABLE, ChildFailed, InvalidInput
-from appliance.prompts import TemplateTooSlow
 
 # A long conversation takes some hundredths of a second.
 LIMIT_SECONDS = 2.0
@@ -50,13 +49,17 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
     message: str = ""
 
 
+class TemplateTooSlow(InvalidInput):
+    """A template that took longer than it may, and was ended."""
+
+
 class Renderer:
     """Renders as `ChatTemplate` does. Any thread may call it; they wait for one another."""
 
     def __init__(
         self, template: str, *, bos_token: str, eos_token: str, limit_seconds: float = LIMIT_SECONDS
     ) -> None:
-        """Raises InvalidInput for a template that does not compile, or takes too long to."""
+        """Raises InvalidInput for a template that does not compile, ChildFailed if that takes too long."""
         self._source = Source(template=template, bos_token=bos_token, eos_token=eos_token)
         self._limit_seconds = limit_seconds
         self._lock = threading.Lock()
@@ -106,7 +109,14 @@ class Renderer:
                     ours.close()
                     raise
             self._program = (program, ours)
-            self._ask(ours, self._source, START_SECONDS)
+            try:
+                self._ask(ours, self._source, START_SECONDS)
+            except TemplateTooSlow as exc:
+                raise ChildFailed(
+                    "renderer_stalled",
+                    f"the chat template should be compiled within {START_SECONDS:g} s; it was not",
+                    next_step="try again; see what else keeps the device busy",
+                ) from exc
         return self._program[1]
 
     def _ask(
@@ -146,7 +156,7 @@ def _exchange(connection: socket.socket, data: bytes, limit_seconds: float) -> R
     connection.sendall(data)
     header = _receive(connection, protocol.HEADER_BYTES, deadline)
     body = _receive(connection, protocol.body_length(header), deadline)
-    return msgspec.msgpack.decode(body, type=Reply)
+    return msgspec.json.decode(body, type=Reply)
 
 
 def _receive(connection: socket.socket, count: int, deadline: float) -> bytes:
@@ -166,7 +176,8 @@ def _receive(connection: socket.socket, count: int, deadline: float) -> bytes:
 def frame(message: msgspec.Struct) -> bytes:
     """The length of a message and the message; raises InvalidInput for text that is not Unicode."""
     try:
-        body = msgspec.msgpack.encode(message)
+        # Not msgpack, which has no numbers beyond 64 bits: a tool's schema may.
+        body = msgspec.json.encode(message)
     except UnicodeEncodeError as exc:
         raise InvalidInput(
             "invalid_text", f"text should be valid Unicode, but: {exc.reason}", param="messages"

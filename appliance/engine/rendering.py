@@ -68,7 +68,7 @@ def _read(stream: BinaryIO, kind: type[T]) -> T | None:
     if len(header) < protocol.HEADER_BYTES:
         return None
     body = stream.read(int.from_bytes(header, "big"))
-    return msgspec.msgpack.decode(body, type=kind)
+    return msgspec.json.decode(body, type=kind)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The engine's two threads: one reads the connection (`intake`), the other owns llama.cpp and writes.
+"""The engine's three threads: two read the connection and prepare prompts (`intake`), one owns llama.cpp and
+writes.
 
 What was read takes effect between two decode calls. The end of the connection is the end of the process.
 """
@@ -6,22 +7,19 @@ What was read takes effect between two decode calls. The end of the connection i
 from __future__ import annotations
 
 import os
-import queue
 import socket
 import threading
 import traceback
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from appliance.engine import protocol
-from appliance.engine.intake import Arrival, Inbox, Prepared, failed, read_requests
+from appliance.engine.intake import Arrival, Inbox, Intake, Prepared, failed
 from appliance.engine.protocol import Cancel, Failed, Loaded, Loading, Reply, Working
 from appliance.engine.runtime import Runtime
 from appliance.engine.scheduler import Event, Failure, Scheduler
-from appliance.engine.vocabulary import Vocabulary
 from appliance.errors import ApplianceError, ChildFailed
 
 # To take one can mean to read a large grammar, for which the answers that run have to wait.
@@ -42,8 +40,7 @@ def serve(
     adapter_budget_bytes: int,
 ) -> NoReturn:
     """Load the model and answer requests until the connection ends; never returns."""
-    inbox: Inbox = queue.SimpleQueue()
-    vocabulary: Future[Vocabulary] = Future()
+    intake = Intake()
 
     def work() -> None:
         send = _sender(connection)
@@ -56,18 +53,22 @@ def serve(
             adapter_budget_bytes=adapter_budget_bytes,
         )
         runtime = _load(make, send)
-        vocabulary.set_result(runtime.vocabulary)
-        _answer_all(inbox, Scheduler(runtime, slots), send)
+        _begin(lambda: intake.prepare(runtime.vocabulary))
+        _answer_all(intake.inbox, Scheduler(runtime, slots), send)
 
-    threading.Thread(target=_or_die, args=(work,), daemon=True).start()
+    _begin(work)
     stream = connection.makefile("rb")
-    _or_die(lambda: read_requests(stream, vocabulary, inbox))
+    _or_die(lambda: intake.read(stream))
     # There is no state to save, and a running decode call could take longer than anyone wants to wait.
     os._exit(0)
 
 
+def _begin(work: Callable[[], None]) -> None:
+    threading.Thread(target=_or_die, args=(work,), daemon=True).start()
+
+
 def _or_die(work: Callable[[], None]) -> None:
-    """Neither thread may die and leave a process behind that looks alive and answers nothing."""
+    """No thread may die and leave a process behind that looks alive and answers nothing."""
     try:
         work()
     except ConnectionError:

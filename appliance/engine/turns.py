@@ -6,7 +6,7 @@ Knows nothing of slots or cells.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 from appliance.engine.generation import Generation
 
@@ -48,19 +48,18 @@ class AdapterTurns:
     def __init__(self) -> None:
         self._current: str | None = None
         self._steps = 0
-        # In the order of their last turn.
-        self._turns: dict[str | None, None] = {None: None}
+        # When each had its last turn, as a number that grows; adapters are as many as releases.
+        self._turns: dict[str | None, int] = {}
+        self._count = 0
 
-    def choose(self, adapters: Sequence[str | None]) -> str | None:
+    def choose(self, adapters: Collection[str | None]) -> str | None:
         """Whose step this is: one of the running answers' adapters, None among them."""
-        wanted = dict.fromkeys(adapters)
-        if self._current in wanted and (self._steps < STEPS_OF_A_TURN or len(wanted) == 1):
+        if self._steps < STEPS_OF_A_TURN and self._current in adapters:
             self._steps += 1
             return self._current
-        # Those that had no turn yet come before those that had one.
-        new = [each for each in wanted if each not in self._turns]
-        chosen = next(iter([*new, *(each for each in self._turns if each in wanted)]))
-        self._turns = {each: None for each in self._turns if each in wanted and each != chosen}
-        self._turns[chosen] = None
-        self._current, self._steps = chosen, 1
-        return chosen
+        # The first of equals: of those that had no turn yet.
+        self._current = min(adapters, key=lambda each: self._turns.get(each, 0))
+        self._count += 1
+        self._turns[self._current] = self._count
+        self._steps = 1
+        return self._current

@@ -1,8 +1,9 @@
 """The release child's work: base (and adapter) in, one checked GGUF file per quantization out, and one of
 the adapter alone.
 
-Everything unfinished lies in one subdirectory, removed at the start and at the end; a file gets its final
-name only after it has passed every check. Running again after a kill simply starts over.
+Everything unfinished lies in one subdirectory, removed at the start and at the end; a model gets its final
+name only after it has passed every check (an adapter only those of llama.cpp's converter). Running again
+after a kill simply starts over.
 """
 
 from __future__ import annotations
@@ -76,6 +77,8 @@ def _make(
     _check_converter(spec)
     _check_space(spec, base, work)
     steps = _Steps(spec, reporter)
+    # First, since it is cheap: what it refuses fails early.
+    adapter_file = _adapter_alone(spec, directory, work, reporter, steps)
     weights = _merged(spec, base, work, reporter, steps)
     float_file = work / "float.gguf"
     steps.begin("convert", "converting to GGUF")
@@ -87,7 +90,7 @@ def _make(
         _quantized(spec, quantization, float_file, directory, tokenizer, steps)
         for quantization in spec.quantizations
     )
-    return files, _adapter_alone(spec, directory, work, reporter, steps)
+    return files, adapter_file
 
 
 def _merged(
@@ -192,13 +195,14 @@ def _keep(unchecked: Path, directory: Path) -> tuple[str, int, str]:
 
 
 def _check_converter(spec: ReleaseSpec) -> None:
-    script = Path(spec.converter_directory, CONVERTER)
-    if not script.is_file():
-        raise ConfigurationError(
-            "no_converter",
-            f"{script} should be llama.cpp's converter; there is no such file",
-            next_step="run the installer again, or set converter_dir",
-        )
+    for name in (CONVERTER, ADAPTER_CONVERTER):
+        script = Path(spec.converter_directory, name)
+        if not script.is_file():
+            raise ConfigurationError(
+                "no_converter",
+                f"{script} should be llama.cpp's converter; there is no such file",
+                next_step="run the installer again, or set converter_dir",
+            )
 
 
 def _check_space(spec: ReleaseSpec, base: Path, work: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from appliance.errors import Busy
+from appliance.errors import Busy, Unavailable
 
 
 class Admission:
@@ -59,3 +59,10 @@ class Admission:
                 f"share is {share} while others wait; {held.total()} are, {held[client]} of them by you",
                 next_step="try again in a moment",
             )
+
+
+def stopping() -> Unavailable:
+    """The refusal of whatever is asked while the appliance is being stopped."""
+    return Unavailable(
+        "stopping", "the appliance is being stopped", next_step="try again when it is back"
+    )

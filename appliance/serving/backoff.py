@@ -46,11 +46,6 @@ class Backoff:
         self._deaths[path] = _Deaths(count, last_words, self._now() + wait_seconds)
         return wait_seconds
 
-    def stopped(self, path: Path, *, served: bool) -> None:
-        """Note that an engine was ended on purpose, which is no death."""
-        if served:
-            self.forget(path)
-
     def forget(self, path: Path) -> None:
         """This file begins anew."""
         self._deaths.pop(path, None)

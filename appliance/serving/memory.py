@@ -14,17 +14,12 @@ from appliance.hardware.profiles import HardwareProfile
 from appliance.serving.names import SEPARATOR
 from appliance.store.store import Store
 
-# What the adapters of a base may take together: of rank 16 on every layer, one takes 1 % to 2 % of the
-# parameters, in 16 bits (for 135 million 9.8 MB, for 8 billion 84 MB).
-ADAPTERS_LEAST_BYTES = 64 << 20
-ADAPTERS_PART_OF_FILE = 8
-
 
 def adapter_budget_bytes(store: Store, model: str, path: Path) -> int:
     """Bytes for adapters that are attached to a base; a release takes none. Blocks."""
     if store.catalog.find_base(model.partition(SEPARATOR)[0]) is None:
         return 0
-    return max(ADAPTERS_LEAST_BYTES, path.stat().st_size // ADAPTERS_PART_OF_FILE)
+    return needs.adapter_budget_bytes(path.stat().st_size)
 
 
 def serving_bytes(store: Store, profile: HardwareProfile, model: str, path: Path) -> int:

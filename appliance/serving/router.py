@@ -17,8 +17,8 @@ from typing import TypeVar
 
 from appliance.engine.client import Engine
 from appliance.engine.protocol import Load
-from appliance.errors import ChildFailed, NoMemory, Unavailable
-from appliance.serving.admission import Admission
+from appliance.errors import ChildFailed, NoMemory
+from appliance.serving.admission import Admission, stopping
 from appliance.serving.backoff import SERVED_SECONDS, Backoff
 from appliance.serving.model import Model
 from appliance.serving.names import Target
@@ -82,9 +82,7 @@ class Router:
         and again, or if the router takes nobody new.
         """
         if self._closed:
-            raise Unavailable(
-                "stopping", "the appliance is being stopped", next_step="try again later"
-            )
+            raise stopping()
         with self._admission.place(name, path, client, answers):
             slot = self._enter_loaded(path) or await self._await_load(name, path)
             try:
@@ -225,6 +223,8 @@ class Router:
         try:
             await self._backoff.wait(path)
             async with self._loading:
+                if self._closed:
+                    raise stopping()
                 load.begun = True
                 # It may be there: one that was to make room, and then did not have to.
                 slot = self._slots.get(path) or await self._launch_slot(name, path, load)
@@ -259,7 +259,8 @@ class Router:
         now = asyncio.get_running_loop().time()
         served = slot.engine.answered > 0 or now - slot.loaded_at >= SERVED_SECONDS
         if not died:
-            self._backoff.stopped(slot.path, served=served)
+            if served:
+                self._backoff.forget(slot.path)
             return
         wait_seconds = self._backoff.died(slot.path, slot.engine.last_words, served=served)
         logger.warning("engine died", extra={"model": slot.name, "wait_seconds": wait_seconds})

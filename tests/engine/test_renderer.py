@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from appliance.engine.renderer import Renderer
+from appliance.engine.renderer import Renderer, TemplateTooSlow
 from appliance.errors import ChildFailed, InvalidInput
-from appliance.prompts import ChatTemplate, TemplateTooSlow
+from appliance.prompts import ChatTemplate
 from tests.daemon_process import state_of, wait_for
 
 CHATML = (
@@ -58,7 +58,10 @@ def pid(renderer: Renderer) -> int:
     return renderer._program[0].pid
 
 
-@pytest.mark.parametrize("tools", [None, [{"type": "function", "function": {"name": "f"}}]])
+TOOL = {"type": "function", "function": {"name": "f", "parameters": {"maxLength": 10**30}}}
+
+
+@pytest.mark.parametrize("tools", [None, [TOOL]])
 @pytest.mark.parametrize("opening", [True, False])
 @pytest.mark.parametrize("text", ["hello", "", "ü\u2028\U0001f600", "{{ 7 * 7 }}", "x" * 3_000_000])
 def test_text_is_that_of_the_template_itself(

@@ -94,14 +94,11 @@ def test_death_of_an_engine_that_has_served_is_a_first_one(
     assert deaths.died(FILE, "boom", served=served) == wait_seconds
 
 
-@pytest.mark.parametrize(("served", "wait_seconds"), [(False, 16), (True, 0)])
-def test_death_after_an_engine_that_served_and_was_stopped_is_a_first_one(
-    deaths: Backoff, served: bool, wait_seconds: float
-) -> None:
+def test_death_of_a_file_that_was_forgotten_is_a_first_one(deaths: Backoff) -> None:
     for _ in range(6):
         deaths.died(FILE, "boom")
-    deaths.stopped(FILE, served=served)
-    assert deaths.died(FILE, "boom") == wait_seconds
+    deaths.forget(FILE)
+    assert deaths.died(FILE, "boom") == 0
 
 
 def test_who_would_wait_long_is_told_when_to_come_back(deaths: Backoff, clock: Clock) -> None:

@@ -10,8 +10,6 @@ import pytest
 from appliance.hardware import profiles
 from appliance.hardware.fit import needs
 from appliance.serving.memory import (
-    ADAPTERS_LEAST_BYTES,
-    ADAPTERS_PART_OF_FILE,
     adapter_budget_bytes,
     serving_bytes,
 )
@@ -48,7 +46,7 @@ def test_file_cache_and_engine_are_counted(store, model, config, tmp_path):
     expected = path.stat().st_size + cache + needs.engine_bytes("cpu")
     if model == BASE:
         # Adapters can be attached to it, and to no other.
-        expected += ADAPTERS_LEAST_BYTES
+        expected += needs.ADAPTERS_LEAST_BYTES
     assert serving_bytes(store, PROFILE, model, path) == expected
 
 
@@ -61,7 +59,7 @@ def test_file_that_is_none_is_left_to_the_engine(store, tmp_path):
 def test_adapters_of_a_large_base_may_take_a_part_of_its_size(store, tmp_path):
     path = tmp_path / "model.gguf"
     with path.open("wb") as file:
-        file.truncate(10 * ADAPTERS_LEAST_BYTES)
-    part = 10 * ADAPTERS_LEAST_BYTES // ADAPTERS_PART_OF_FILE
-    assert adapter_budget_bytes(store, f"{BASE}@Q8_0", path) == part > ADAPTERS_LEAST_BYTES
+        file.truncate(10 * needs.ADAPTERS_LEAST_BYTES)
+    part = 10 * needs.ADAPTERS_LEAST_BYTES // needs.ADAPTERS_PART_OF_FILE
+    assert adapter_budget_bytes(store, f"{BASE}@Q8_0", path) == part > needs.ADAPTERS_LEAST_BYTES
     assert adapter_budget_bytes(store, f"ft:{BASE}:local:faults:x", path) == 0

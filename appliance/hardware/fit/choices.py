@@ -117,6 +117,9 @@ def serving_choices(
     """One for each file, with a context of `n_ctx` tokens."""
     for file in files:
         total = needs.serving_bytes(shape, file.file_bytes, n_ctx, kv_type, machine.family)
+        if not file.predicted:
+            # The base's own, which takes on adapters.
+            total += needs.adapter_budget_bytes(file.file_bytes)
         yield ServingChoice(
             file=file,
             n_ctx=n_ctx,
