@@ -47,7 +47,8 @@ class AdapterTurns:
 
     def __init__(self) -> None:
         self._current: str | None = None
-        self._steps = 0
+        # Nobody's turn yet.
+        self._steps = STEPS_OF_A_TURN
         # When each had its last turn, as a number that grows; adapters are as many as releases.
         self._turns: dict[str | None, int] = {}
         self._count = 0

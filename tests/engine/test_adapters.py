@@ -137,7 +137,7 @@ def test_turns_are_taken_and_each_lasts_some_steps(
             turns.append(each)
             lengths.append(0)
         lengths[-1] += 1
-    assert turns[:6] == [None, files[0], files[1]] * 2
+    assert turns[:6] == [files[0], None, files[1]] * 2
     assert lengths[:6] == [STEPS_OF_A_TURN] * 6
 
 
