@@ -26,6 +26,7 @@ from litestar.openapi.plugins import JsonRenderPlugin
 
 from appliance import __version__, process, server, systemd
 from appliance.api import auth, errors, health, listening, metrics, stopping
+from appliance.api.appliance.aliases import AliasesController
 from appliance.api.appliance.catalog import ModelDetailsController
 from appliance.api.appliance.hardware import HardwareController
 from appliance.api.appliance.keys import KeysController
@@ -45,6 +46,7 @@ from appliance.jobs.memory import Serving
 from appliance.jobs.runner import JobRunner
 from appliance.records import Programs
 from appliance.serving import names
+from appliance.serving.aliases import Aliases
 from appliance.serving.first_answer import answer_once
 from appliance.serving.memory import adapter_budget_bytes, serving_bytes
 from appliance.serving.router import Router as ModelRouter
@@ -83,6 +85,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     store.files.delete_unused_blobs()
     ledger = Ledger(settings.state_dir / DIRECTORY, selected.machine.device_bytes)
     router = _model_router(settings, profile, store, programs, ledger)
+    aliases = Aliases(store, router, max_waiting=settings.max_waiting_requests)
     course = Course(
         store=store,
         settings=settings,
@@ -99,7 +102,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         jobs_by_status=store.jobs.count_by_status, router=router, ledger=ledger
     )
 
-    work = server.Work(runner, router)
+    work = server.Work(runner, router, aliases)
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
@@ -130,6 +133,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
             ModelsController,
             ChatController,
             CompletionsController,
+            AliasesController,
             KeysController,
             ModelDetailsController,
             HardwareController,
@@ -150,6 +154,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
                 "selected": selected,
                 "sensors": sensors,
                 "router": router,
+                "aliases": aliases,
                 "runner": runner,
                 "metrics": counters,
             }.items()

@@ -20,6 +20,7 @@ from litestar import Litestar
 
 from appliance import systemd
 from appliance.jobs.runner import JobRunner
+from appliance.serving.aliases import Aliases
 from appliance.serving.router import Router
 from appliance.settings import Settings
 
@@ -32,24 +33,26 @@ CONNECTIONS_SECONDS = 5
 
 
 class Work:
-    """What the daemon does for its clients: answers and jobs. Belongs to the event loop."""
+    """What the daemon does for its clients: answers, changes of aliases, jobs. Belongs to the event loop."""
 
-    def __init__(self, runner: JobRunner, router: Router) -> None:
+    def __init__(self, runner: JobRunner, router: Router, aliases: Aliases) -> None:
         self._runner = runner
         self._router = router
+        self._aliases = aliases
         self.stopping = False
         """Whether new requests are to be refused."""
 
     async def drain(self) -> None:
-        """Refuse what is new, stop the jobs, and return when no answer is under way any more."""
+        """Refuse what is new, stop the rest, and return when no answer is under way any more."""
         self.stopping = True
         self._router.refuse()
-        await asyncio.gather(self._runner.stop(), self._router.wait_unused())
+        await asyncio.gather(self._runner.stop(), self._aliases.stop(), self._router.wait_unused())
 
     async def stop(self) -> None:
-        """End answers and jobs' children; what is asked then is refused. May be called again."""
+        """End answers, changes of aliases and jobs, and refuse what is new. May be called again."""
         self.stopping = True
         await self._runner.stop()
+        await self._aliases.stop()
         await self._router.close()
 
 

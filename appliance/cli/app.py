@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import typer
 
-from appliance.cli import chat, demo, doctor, files, fit, jobs, keys, models, profile, serve, stop
+from appliance.cli import (
+    aliases,
+    chat,
+    demo,
+    doctor,
+    files,
+    fit,
+    jobs,
+    keys,
+    models,
+    profile,
+    serve,
+    stop,
+)
 
 app = typer.Typer(
     name="appliance",
@@ -23,4 +36,5 @@ app.command("chat")(chat.chat)
 app.add_typer(files.app, name="files")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(aliases.app, name="aliases")
 app.add_typer(keys.app, name="keys")

@@ -35,6 +35,10 @@ class Client:
         """POST JSON, decoded."""
         return self._decoded(self._http.post(path, json=body))
 
+    def put(self, path: str, body: Any) -> Any:
+        """PUT JSON, decoded."""
+        return self._decoded(self._http.put(path, json=body))
+
     def delete(self, path: str) -> Any:
         """DELETE, decoded."""
         return self._decoded(self._http.delete(path))

@@ -54,8 +54,8 @@ async def import_base(
     """Import `spec.source` under `spec.name`; the same content under the same name is left as it is.
 
     Raises InvalidInput for a bad name or source and for a model that is too large for this device, WrongState
-    if the name belongs to another model, Busy if another import is under way. Memory that others hold is
-    waited for.
+    if the name belongs to another model or to an alias, Busy if another import is under way. Memory that
+    others hold is waited for.
     """
     if not NAME.fullmatch(spec.name):
         raise InvalidInput(
@@ -63,6 +63,7 @@ async def import_base(
             f"a base model's name should match {NAME.pattern}; found {spec.name!r}",
             param="name",
         )
+    await asyncio.to_thread(store.catalog.check_base_name, spec.name)
     with scratch.one_at_a_time(store, "import") as work:
         imported = await stages.run(
             f"import of {spec.name}",
@@ -185,5 +186,10 @@ def _publish(
         # Of an import that was killed before the model was in the catalogue, or what is left of its files.
         shutil.rmtree(final)
     durable.publish_directory(staged, final)
-    store.catalog.put_base(base)
+    try:
+        store.catalog.put_base(base)
+    except WrongState:
+        # An alias took the name meanwhile.
+        shutil.rmtree(final)
+        raise
     return base

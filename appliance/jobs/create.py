@@ -34,7 +34,8 @@ def create(
 
     Raises NotFound for an unknown model or file, InvalidInput for what cannot be done or does not fit.
     """
-    base, initial_adapter = starting_point(store, request.model)
+    model = store.aliases.model_of(request.model)
+    base, initial_adapter = starting_point(store, model)
     train = training_file(store, request.training_file, "training_file")
     validation = (
         training_file(store, request.validation_file, "validation_file")
@@ -58,7 +59,7 @@ def create(
     job = Job(
         id=new_job_id(),
         created_at=int(time.time()),
-        model=request.model,
+        model=model,
         training_file=train.id,
         validation_file=validation.id if validation else None,
         seed=secrets.randbelow(1 << 31) if request.seed is None else request.seed,

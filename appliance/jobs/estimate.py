@@ -63,14 +63,15 @@ def make(
 ) -> Estimate:
     """Raises NotFound for an unknown model, InvalidInput for an unknown file, one that holds no training
     rows, or too few of them."""
-    base, initial_adapter = create.starting_point(store, request.model)
+    model = store.aliases.model_of(request.model)
+    base, initial_adapter = create.starting_point(store, model)
     file = create.training_file(store, request.training_file, "dataset")
     asked = plan.make(
         request, profile, base=base, initial_adapter=initial_adapter, rows=file.rows or 0
     )
     facts = stored_base.read(store.directory / base.directory / create.HF)
     data = fitting.data_facts([file], asked.hyperparameters.max_length)
-    files = store.catalog.get(request.model).files
+    files = store.catalog.get(model).files
     # An engine cuts it to what the model was trained with.
     n_ctx = min(profile.n_ctx, base.context_length)
     chosen, memory, refused = asked, None, None

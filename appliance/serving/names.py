@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from appliance.errors import NotFound
 from appliance.records import BaseModel, Release
+from appliance.store.aliases import SEPARATOR
 
-SEPARATOR = "@"
 ADAPTER = "adapter"
 
 

@@ -136,6 +136,22 @@ class Router:
                 return False
             return True
 
+    async def load_beside(self, name: str, path: Path, kept: Path) -> bool:
+        """Whether the model is loaded now; others that nobody uses were unloaded for it, but not `kept`.
+
+        Raises ChildFailed if it does not load, Unavailable if it did not, again and again.
+        """
+        self._backoff.refuse_if_far(name, path)
+        await self._backoff.wait(path)
+        while not await self._load_if_room(name, path):
+            if not await self._slots.drop_unused(kept):
+                return False
+        return True
+
+    def is_served(self, path: Path) -> bool:
+        """Whether this file is loaded, or about to be."""
+        return self._slots.get(path) is not None or path in self._loads
+
     def refuse(self) -> None:
         """Take nobody new; who is here already is served."""
         self._closed = True
@@ -178,7 +194,7 @@ class Router:
         load.waiting += 1
         try:
             await asyncio.shield(load.task)
-        except BaseException as exc:
+        except BaseException:
             if load.slot is not None:
                 # Loaded in this very moment, for somebody who has just gone.
                 self._slots.leave(load.slot)
@@ -187,7 +203,8 @@ class Router:
                 if not load.waiting and not load.goes_on:
                     self._forget(path, load)
                     load.task.cancel()
-            if load.task.cancelled() and _is_not_cancelled_itself(exc):
+            current = asyncio.current_task()
+            if load.task.cancelled() and current is not None and not current.cancelling():
                 raise ChildFailed(
                     "engine_stopped",
                     f"{name} should load and answer, but it was stopped",
@@ -282,10 +299,3 @@ class Router:
             self._begin_load(name, path, used_at)
         else:
             load.used_at = used_at
-
-
-def _is_not_cancelled_itself(exc: BaseException) -> bool:
-    current = asyncio.current_task()
-    return (
-        isinstance(exc, asyncio.CancelledError) and current is not None and not current.cancelling()
-    )

@@ -103,6 +103,13 @@ class Slots:
                 logger.info("model unloaded, unused", extra={"model": slot.name})
                 await self.drop(path)
 
+    async def drop_unused(self, kept: Path) -> bool:
+        """Stop the engine unused for longest of those that nobody uses now, not `kept`'s; False if none."""
+        unused = [each for each in self._slots.values() if not each.users and each.path != kept]
+        if unused:
+            await self.drop(min(unused, key=lambda slot: slot.used_at).path)
+        return bool(unused)
+
     async def with_room(
         self, take: Callable[[], Awaitable[T]], evict: Callable[[], Awaitable[None]]
     ) -> T:

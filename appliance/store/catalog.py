@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, select
 
-from appliance.errors import NotFound
+from appliance.errors import NotFound, WrongState
 from appliance.records import BaseModel, Release
 from appliance.store import rows
 from appliance.store.database import Database
-from appliance.store.tables import base_models, releases
+from appliance.store.tables import aliases, base_models, releases
 
 
 class CatalogStore:
@@ -18,10 +18,16 @@ class CatalogStore:
         self._database = database
 
     def put_base(self, base: BaseModel) -> None:
-        """Add a base model, or replace the one of the same name."""
+        """Add a base model, or replace the one of the same name; WrongState if the name is an alias's."""
         with self._database.transaction() as connection:
+            _refuse_name_of_alias(connection, base.name)
             connection.execute(delete(base_models).where(base_models.c.name == base.name))
             rows.add(connection, base_models, base)
+
+    def check_base_name(self, name: str) -> None:
+        """Raise the WrongState that `put_base` would raise at this moment."""
+        with self._database.reading() as connection:
+            _refuse_name_of_alias(connection, name)
 
     def find_base(self, name: str) -> BaseModel | None:
         """The base model of this name, or None."""
@@ -32,7 +38,7 @@ class CatalogStore:
         """The base model of this name, or NotFound."""
         base = self.find_base(name)
         if base is None:
-            raise _no_such_model(name)
+            raise no_such_model(name)
         return base
 
     def find_release(self, name: str) -> Release | None:
@@ -44,7 +50,7 @@ class CatalogStore:
         """The base model or release of this name, or NotFound."""
         found = self.find_base(name) or self.find_release(name)
         if found is None:
-            raise _no_such_model(name)
+            raise no_such_model(name)
         return found
 
     def bases(self) -> list[BaseModel]:
@@ -60,7 +66,18 @@ class CatalogStore:
         return [rows.to_record(row, Release) for row in found]
 
 
-def _no_such_model(name: str) -> NotFound:
+def _refuse_name_of_alias(connection: Connection, name: str) -> None:
+    if rows.find_any(connection, aliases, name=name):
+        raise WrongState(
+            "alias_exists",
+            f"a base model's name should be none of an alias; {name!r} is one",
+            param="name",
+            next_step="use another name, or delete the alias",
+        )
+
+
+def no_such_model(name: str) -> NotFound:
+    """The refusal of a name that neither a base model nor a release has."""
     return NotFound(
         "model_not_found",
         f"The model {name!r} does not exist",

@@ -11,6 +11,7 @@ from pathlib import Path
 from appliance.errors import ConfigurationError
 from appliance.records import ApiKey, BaseModel, Job, JobEvent, Release, StoredFile
 from appliance.store import rows
+from appliance.store.aliases import Alias, AliasStore
 from appliance.store.blobs import BlobStore
 from appliance.store.catalog import CatalogStore
 from appliance.store.database import Database
@@ -27,7 +28,7 @@ class Store:
         self.jobs_directory = state_dir / "jobs"
         self.base_models_directory = state_dir / "base_models"
         self.temporary_directory = state_dir / "tmp"
-        rows.prepare(ApiKey, BaseModel, Job, JobEvent, Release, StoredFile)
+        rows.prepare(Alias, ApiKey, BaseModel, Job, JobEvent, Release, StoredFile)
         create_state_dir(state_dir)
         for directory in (
             self.jobs_directory,
@@ -39,6 +40,7 @@ class Store:
         self.files = FileStore(self._database, BlobStore(state_dir / "blobs"))
         self.jobs = JobStore(self._database)
         self.catalog = CatalogStore(self._database)
+        self.aliases = AliasStore(self._database)
         self.keys = KeyStore(self._database)
 
     def close(self) -> None:

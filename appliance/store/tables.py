@@ -39,6 +39,16 @@ api_keys = Table(
     Column("admin", Boolean, nullable=False),
 )
 
+aliases = Table(
+    "aliases",
+    metadata,
+    Column("position", Integer, primary_key=True),
+    Column("name", String, nullable=False, unique=True),
+    Column("created_at", Integer, nullable=False),
+    Column("changed_at", Integer, nullable=False),
+    Column("model", String, nullable=False),
+)
+
 files = Table(
     "files",
     metadata,

@@ -12,8 +12,11 @@ from appliance.settings import Settings
 from tests.daemon_process import error_of, ok
 
 ROUTES = [
+    ("DELETE", "/api/v1/aliases/{name}"),
     ("DELETE", "/api/v1/keys/{key_id}"),
     ("DELETE", "/v1/files/{file_id}"),
+    ("GET", "/api/v1/aliases"),
+    ("GET", "/api/v1/aliases/{name}"),
     ("GET", "/api/v1/hardware"),
     ("GET", "/api/v1/keys"),
     ("GET", "/api/v1/models"),
@@ -34,8 +37,13 @@ ROUTES = [
     ("POST", "/v1/files"),
     ("POST", "/v1/fine_tuning/jobs"),
     ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel"),
+    ("PUT", "/api/v1/aliases/{name}"),
 ]
-ADMIN_ONLY = [route for route in ROUTES if route[1].startswith("/api/v1/keys")]
+ADMIN_ONLY = [
+    (method, path)
+    for method, path in ROUTES
+    if path.startswith("/api/v1/keys") or (path.startswith("/api/v1/aliases") and method != "GET")
+]
 
 
 def all_routes(tmp_path):
@@ -62,7 +70,7 @@ def test_every_route_is_in_the_table(tmp_path):
         if not path.startswith("/schema") and method != "OPTIONS"
     }
     assert ours == set(ROUTES)
-    assert len(ROUTES) == 22
+    assert len(ROUTES) == 26
 
 
 @pytest.mark.parametrize("key", [None, "sk-wrong", "x" * 5000, "é"])
@@ -78,7 +86,7 @@ def test_no_route_but_one_answers_without_a_known_key(shared_daemon, tmp_path, k
             asked += 1
             error = error_of(client.request(method, filled), 401)
             assert error["code"] in ("missing_api_key", "invalid_api_key"), (method, path)
-    assert asked == 44
+    assert asked == 50
 
 
 def test_health_needs_no_key_and_tells_nothing(shared_daemon):
@@ -110,7 +118,8 @@ def test_key_of_an_app_works_everywhere_but_on_admin_routes(shared_daemon):
         for method, path in ADMIN_ONLY:
             answer = app.request(method, path.replace("{key_id}", made["id"]), json={"name": "x"})
             assert error_of(answer, 403)["code"] == "insufficient_permissions"
-        assert len(ADMIN_ONLY) == 3
+        assert len(ADMIN_ONLY) == 5
+        ok(app.get("/api/v1/aliases"))
         ok(shared_daemon.http.delete(f"/api/v1/keys/{made['id']}"))
         error_of(app.get("/v1/models"), 401)
 

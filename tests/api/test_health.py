@@ -93,4 +93,4 @@ def test_interface_describes_itself(shared_daemon):
     operations = [
         each["operationId"] for path in described["paths"].values() for each in path.values()
     ]
-    assert len(operations) == len(set(operations)) == 22
+    assert len(operations) == len(set(operations)) == 26

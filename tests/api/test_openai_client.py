@@ -7,7 +7,7 @@ import io
 import openai
 import pytest
 
-from tests.daemon_process import BASE, rows, wait_for
+from tests.daemon_process import BASE, ok, rows, wait_for
 
 
 @pytest.fixture
@@ -98,6 +98,16 @@ def test_models_are_listed_and_described(client):
     names = {model.id for model in client.models.list()}
     assert BASE in names
     assert client.models.retrieve(BASE).object == "model"
+
+
+def test_alias_is_a_model_like_others(client, shared_daemon):
+    ok(shared_daemon.http.put("/api/v1/aliases/line-3", json={"model": BASE}))
+    assert "line-3" in {model.id for model in client.models.list()}
+    assert client.models.retrieve("line-3").alias_of == BASE
+    # As of OpenAI's own aliases, the answer tells which model it was.
+    assert ask(client, "line-3", "hello").model == BASE
+    with ask(client, "line-3", "hello", stream=True) as chunks:
+        assert {chunk.model for chunk in chunks} == {BASE}
 
 
 def test_jobs_and_events_are_paged_through(client):

@@ -123,6 +123,17 @@ def test_keys_are_created_listed_and_revoked(told, call, shared_daemon):
     assert told("keys", "revoke", key["id"])["deleted"] is True
 
 
+def test_aliases_are_set_listed_and_deleted(told, call):
+    alias = told("aliases", "set", "line-3", f"{BASE}@Q4_K_M")
+    assert (alias["name"], alias["model"]) == ("line-3", f"{BASE}@Q4_K_M")
+    assert alias in told("aliases", "list")
+    assert call("aliases", "set", "line-3", BASE).stdout.strip() == f"line-3 means {BASE}"
+    assert "line-3" in call("aliases", "list", COLUMNS="20").stdout
+    assert told("chat", "line-3", "hello")["answer"] == f"{BASE}:hello"
+    assert told("aliases", "delete", "line-3")["deleted"] is True
+    assert "line-3" not in [each["name"] for each in told("aliases", "list")]
+
+
 def test_models_are_listed(told):
     assert BASE in [base["name"] for base in told("models", "list")["base_models"]]
 
@@ -215,6 +226,10 @@ FAILURES = [
     (("jobs", "follow", "ftjob-none"), "fine_tuning_job_not_found"),
     (("jobs", "cancel", "ftjob-none"), "fine_tuning_job_not_found"),
     (("jobs", "list", "--limit", "0"), "invalid_value"),
+    (("aliases", "set", "a/b", BASE), "invalid_alias_name"),
+    (("aliases", "set", "a", "none"), "model_not_found"),
+    (("aliases", "set", BASE, BASE), "model_exists"),
+    (("aliases", "delete", "none"), "alias_not_found"),
     (("keys", "create", ""), "invalid_value"),
     (("keys", "revoke", "key-none"), "key_not_found"),
     (("chat", "none", "q"), "model_not_found"),
@@ -271,7 +286,7 @@ def test_failure_is_one_line_and_exit_status_one(call, call_here, tmp_path, argu
 
 
 def test_failures_are_many():
-    assert len(FAILURES) == 33
+    assert len(FAILURES) == 37
 
 
 def test_daemon_is_stopped_once(daemon, call):
@@ -319,6 +334,7 @@ def test_help_names_every_setting_and_verb(call):
         "files",
         "jobs",
         "models",
+        "aliases",
         "keys",
     ):
         assert verb in verbs

@@ -169,6 +169,26 @@ def test_bad_name_is_refused(store, run, name):
     assert list(store.base_models_directory.iterdir()) == []
 
 
+def test_name_of_an_alias_is_refused_before_anything_is_read(store, run):
+    run()
+    store.aliases.put("faults", "tiny")
+    with pytest.raises(WrongState) as caught:
+        run("crash", name="faults")
+    assert (caught.value.code, caught.value.param) == ("alias_exists", "name")
+    assert [base.name for base in store.catalog.bases()] == ["tiny"]
+
+
+def test_import_whose_name_an_alias_takes_meanwhile_leaves_nothing(store, run, monkeypatch):
+    run()
+    monkeypatch.setattr(store.catalog, "check_base_name", lambda name: None)
+    store.aliases.put("faults", "tiny")
+    with pytest.raises(WrongState) as caught:
+        run("weights", name="faults")
+    assert caught.value.code == "alias_exists"
+    assert [path.name for path in store.base_models_directory.iterdir()] == ["tiny"]
+    assert leftovers(store) == []
+
+
 def test_second_import_at_the_same_time_is_told_to_wait(store, run):
     with (store.temporary_directory / "import.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

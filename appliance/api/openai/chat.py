@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 from litestar import Controller, Request, Response, post
 from litestar.status_codes import HTTP_200_OK
 
@@ -31,6 +32,7 @@ from appliance.api.openai.chat_schema import (
 from appliance.api.openai.messages import conversation
 from appliance.api.openai.tools import AnsweredCalls
 from appliance.engine.protocol import Delta, Finished
+from appliance.serving.aliases import Aliases
 from appliance.serving.router import Router
 from appliance.store.rows import new_id
 
@@ -43,22 +45,32 @@ class ChatController(Controller):
 
     @post("/", operation_id="createChatCompletion", status_code=HTTP_200_OK)
     async def create(
-        self, data: ChatRequest, request: Request[Any, Any, Any], router: Router, metrics: Metrics
+        self,
+        data: ChatRequest,
+        request: Request[Any, Any, Any],
+        aliases: Aliases,
+        router: Router,
+        metrics: Metrics,
     ) -> Response[Any]:
-        """Answer a conversation."""
+        """Answer a conversation; the answer's `model` is what an alias meant."""
         data.refuse_unsupported()
-        return await unless_disconnected(request, _begin(data, request.auth.id, router, metrics))
+        response = _begin(data, request.auth.id, aliases, router, metrics)
+        return await unless_disconnected(request, response)
 
 
-async def _begin(data: ChatRequest, client: str, router: Router, metrics: Metrics) -> Response[Any]:
+async def _begin(
+    data: ChatRequest, client: str, aliases: Aliases, router: Router, metrics: Metrics
+) -> Response[Any]:
     """The whole answer, or a stream that has its first event."""
     # What cannot be answered must not cost a load.
     messages, sampling, tools = conversation(data.messages), data.sampling(), data.offered()
-    asked = Asked(data.model, client, [messages], sampling, data.answers, tools)
-    events = generate(router, metrics, asked)
-    if data.stream:
-        return await streamed(events, _Chunks(data), asked.total)
-    return await whole(events, lambda written: _completion(data, written))
+    async with aliases.meaning(data.model, client=client, answers=data.answers) as model:
+        data = msgspec.structs.replace(data, model=model)
+        asked = Asked(model, client, [messages], sampling, data.answers, tools)
+        events = generate(router, metrics, asked)
+        if data.stream:
+            return await streamed(events, _Chunks(data), asked.total)
+        return await whole(events, lambda written: _completion(data, written))
 
 
 def _completion(data: ChatRequest, written: Sequence[Written]) -> ChatCompletion:

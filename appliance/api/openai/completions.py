@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import msgspec
 from litestar import Controller, Request, Response, post
 from litestar.status_codes import HTTP_200_OK
 
@@ -27,6 +28,7 @@ from appliance.api.openai.completions_schema import (
     LogprobsWriter,
 )
 from appliance.engine.protocol import Delta, Finished, Likelihood, Raw
+from appliance.serving.aliases import Aliases
 from appliance.serving.router import Router
 from appliance.store.rows import new_id
 
@@ -42,26 +44,30 @@ class CompletionsController(Controller):
         self,
         data: CompletionRequest,
         request: Request[Any, Any, Any],
+        aliases: Aliases,
         router: Router,
         metrics: Metrics,
     ) -> Response[Any]:
-        """Go on from one or several texts."""
+        """Go on from one or several texts; the answer's `model` is what an alias meant."""
         data.refuse_unsupported()
-        return await unless_disconnected(request, _begin(data, request.auth.id, router, metrics))
+        response = _begin(data, request.auth.id, aliases, router, metrics)
+        return await unless_disconnected(request, response)
 
 
 async def _begin(
-    data: CompletionRequest, client: str, router: Router, metrics: Metrics
+    data: CompletionRequest, client: str, aliases: Aliases, router: Router, metrics: Metrics
 ) -> Response[Any]:
     """The whole answers, or a stream that has its first event."""
     # What cannot be answered must not cost a load.
     prompts, sampling = data.prompts(), data.sampling()
-    answers = _Answers(data, prompts)
-    asked = Asked(data.model, client, prompts, sampling, data.answers)
-    events = generate(router, metrics, asked)
-    if data.stream:
-        return await streamed(events, answers, asked.total)
-    return await whole(events, answers.whole)
+    total = len(prompts) * data.answers
+    async with aliases.meaning(data.model, client=client, answers=total) as model:
+        answers = _Answers(msgspec.structs.replace(data, model=model), prompts)
+        asked = Asked(model, client, prompts, sampling, data.answers)
+        events = generate(router, metrics, asked)
+        if data.stream:
+            return await streamed(events, answers, asked.total)
+        return await whole(events, answers.whole)
 
 
 class _Answers:

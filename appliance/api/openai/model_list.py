@@ -6,16 +6,18 @@ import msgspec
 from litestar import Controller, get
 
 from appliance.records import BaseModel, Release
+from appliance.store.aliases import Alias
 from appliance.store.store import Store
 
 
 class ModelObject(msgspec.Struct):
-    """OpenAI's Model."""
+    """OpenAI's Model, with what an alias means beside it; null for a model itself."""
 
     id: str
     created: int
     owned_by: str
     object: str = "model"
+    alias_of: str | None = None
 
 
 class ModelList(msgspec.Struct):
@@ -34,6 +36,11 @@ def to_wire(model: BaseModel | Release) -> ModelObject:
     )
 
 
+def alias_to_wire(alias: Alias) -> ModelObject:
+    """An alias as a model among others."""
+    return ModelObject(alias.name, alias.created_at, "local", alias_of=alias.model)
+
+
 class ModelsController(Controller):
     """OpenAI's models resource."""
 
@@ -42,12 +49,15 @@ class ModelsController(Controller):
 
     @get("/", operation_id="listModels", sync_to_thread=True)
     def list(self, store: Store) -> ModelList:
-        """List base models, then fine-tuned ones."""
+        """List base models, then fine-tuned ones, then aliases."""
         models: list[BaseModel | Release] = [*store.catalog.bases(), *store.catalog.releases()]
-        return ModelList([to_wire(model) for model in models])
+        aliases = [alias_to_wire(alias) for alias in store.aliases.list()]
+        return ModelList([*(to_wire(model) for model in models), *aliases])
 
     # A name may hold slashes, which clients send percent-encoded.
     @get("/{name:path}", operation_id="retrieveModel", sync_to_thread=True)
     def retrieve(self, store: Store, name: str) -> ModelObject:
-        """Describe one model."""
-        return to_wire(store.catalog.get(name.removeprefix("/")))
+        """Describe one model, or alias of one."""
+        name = name.removeprefix("/")
+        alias = store.aliases.find(name)
+        return to_wire(store.catalog.get(name)) if alias is None else alias_to_wire(alias)
