@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from appliance.errors import NotFound, Unavailable
-from appliance.serving.admission import Admission
+from appliance.errors import NotFound
+from appliance.serving.admission import Admission, stopping
 from appliance.serving.first_answer import answer_once
 from appliance.serving.names import Target, target
 from appliance.serving.router import Router
@@ -154,9 +154,7 @@ class Aliases:
         task.add_done_callback(self._ended)
         await asyncio.wait({task})
         if task.cancelled():
-            raise Unavailable(
-                "stopping", "the appliance is being stopped", next_step="try again later"
-            )
+            raise stopping()
         return task.result()
 
     def _ended(self, task: asyncio.Task[Any]) -> None:

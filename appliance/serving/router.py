@@ -64,8 +64,7 @@ class Router:
     async def model(self, name: str, *, client: str = "", answers: int = 1) -> AsyncIterator[Model]:
         """The model behind a name, kept loaded while the block runs.
 
-        `client` is who asks, and for how many answers, which is what is limited. Raises NotFound for an
-        unknown name, or as `engine` does.
+        `client` is who asks, and for how many answers, which is what is limited. Raises NotFound, or as `engine`.
         """
         target = await self._resolve(name)
         entered = self.engine(target.engine_name, target.gguf, client=client, answers=answers)
@@ -204,7 +203,7 @@ class Router:
                     self._forget(path, load)
                     load.task.cancel()
             current = asyncio.current_task()
-            if load.task.cancelled() and current is not None and not current.cancelling():
+            if load.task.cancelled() and not (current and current.cancelling()):
                 raise ChildFailed(
                     "engine_stopped",
                     f"{name} should load and answer, but it was stopped",
