@@ -64,7 +64,7 @@ class Router:
     async def model(self, name: str, *, client: str = "", answers: int = 1) -> AsyncIterator[Model]:
         """The model behind a name, kept loaded while the block runs.
 
-        `client` is who asks, and for how many answers, which is what is limited. Raises NotFound, or as `engine`.
+        `client` is who asks, and for how many answers, which is limited. Raises NotFound, or as `engine`.
         """
         target = await self._resolve(name)
         entered = self.engine(target.engine_name, target.gguf, client=client, answers=answers)

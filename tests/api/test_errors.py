@@ -165,7 +165,7 @@ UNSUPPORTED = [
     ("logprobs", "yes"),
     ("top_logprobs", 5),
     ("top_logprobs", 21),
-    ("tools", [{"type": "function", "function": {"name": "f"}}]),
+    ("tools", [{"type": "custom", "custom": {"name": "f"}}]),
     ("tool_choice", "required"),
     ("functions", [{"name": "f"}]),
     ("function_call", {"name": "f"}),
