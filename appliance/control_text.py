@@ -40,6 +40,15 @@ class ControlText:
         """The content with marks in place of what reads like a control token; mostly the content itself."""
         return self._any.sub(lambda found: f"{MARK}{self._numbers[found[0]]}{MARK}", content)
 
+    def parts(self, text: str, most: int) -> Iterator[str]:
+        """The text cut before control tokens, with at most so many of them in each part."""
+        begin = 0
+        for number, found in enumerate(self._any.finditer(text)):
+            if number and number % most == 0:
+                yield text[begin : found.start()]
+                begin = found.start()
+        yield text[begin:]
+
     def pieces(self, rendered: str) -> Iterator[Piece]:
         """The parts of a text that was rendered from hidden contents, in order; what was hidden is back."""
         end = 0

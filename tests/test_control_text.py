@@ -51,3 +51,13 @@ def test_marks_cannot_be_forged_either(control: ControlText) -> None:
             assert piece.is_plain == (piece.text in (*TOKENS[:4], MARK))
         cases += 1
     assert cases == 2000
+
+
+@pytest.mark.parametrize("most", [1, 2, 64])
+def test_parts_are_the_text_cut_before_control_tokens(control: ControlText, most: int) -> None:
+    text = "a<|im_start|>b<|im_end|><|im_end|>c</s>d" * 30
+    parts = list(control.parts(text, most))
+    assert "".join(parts) == text
+    assert len(parts) == -(-120 // most)
+    assert all(part.startswith("<") for part in parts[1:])
+    assert list(control.parts("", most)) == [""]

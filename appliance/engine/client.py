@@ -139,9 +139,14 @@ class Engine:
 
     async def _send(self, request: protocol.Request) -> None:
         self._writer.write(protocol.encode(request))
-        # A broken connection is told by the receiver, together with the reason.
-        with contextlib.suppress(ConnectionError):
-            await self._writer.drain()
+        try:
+            # A broken connection is told by the receiver, together with the reason.
+            with contextlib.suppress(ConnectionError):
+                async with asyncio.timeout(self._stall_seconds):
+                    await self._writer.drain()
+        except TimeoutError:
+            await self._child.stop()
+            raise stalled(self._child, "reading", self._stall_seconds) from None
 
     def _forget(self, request_id: int) -> None:
         """Stop listening to an answer, and stop the engine from writing it if it still does."""

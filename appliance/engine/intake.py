@@ -83,6 +83,15 @@ def _prepared(request: Generate, vocabulary: Vocabulary) -> Prepared | Failed:
         return Prepared(request, vocabulary.prompt(request.prompt, request.tools))
     except ApplianceError as exc:
         return failed(request.id, exc)
+    except RecursionError:
+        return failed(
+            request.id,
+            InvalidInput(
+                "nested_too_deeply",
+                "schemas and arguments should be nested less deeply than Python follows; they are not",
+                param="messages" if request.tools is None else "tools",
+            ),
+        )
     except Exception:
         # One request may fail so, and no other.
         traceback.print_exc()

@@ -53,6 +53,10 @@ class TemplateTooSlow(InvalidInput):
     """A template that took longer than it may, and was ended."""
 
 
+class RendererDied(ChildFailed):
+    """Its process ended in the middle of its work."""
+
+
 class Renderer:
     """Renders as `ChatTemplate` does. Any thread may call it; they wait for one another."""
 
@@ -84,7 +88,11 @@ class Renderer:
             tools=None if tools is None else [dict(tool) for tool in tools],
         )
         with self._lock:
-            return self._ask(self._connection(), request, self._limit_seconds)
+            try:
+                return self._ask(self._connection(), request, self._limit_seconds)
+            except RendererDied:
+                # Somebody may have killed it for want of memory; a second time it is the conversation.
+                return self._ask(self._connection(), request, self._limit_seconds)
 
     def close(self) -> None:
         """End the process; the next rendering starts another."""
@@ -135,7 +143,7 @@ class Renderer:
             ) from None
         except (ConnectionError, EOFError, *UNDECODABLE) as exc:
             self.close()
-            raise ChildFailed(
+            raise RendererDied(
                 "renderer_died",
                 "the chat template's process should answer; it ended",
                 next_step="try again; see the engine's last lines in the log",

@@ -185,7 +185,7 @@ class Scheduler:
     def _accept(self, generation: Generation, row: int) -> Iterator[Event]:
         try:
             text = generation.accept(row)
-        except ChildFailed as exc:
+        except ApplianceError as exc:
             self._end(generation)
             yield Failure(generation.id, exc)
             return

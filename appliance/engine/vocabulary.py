@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,10 @@ CHAT_TEMPLATE_KEY = b"tokenizer.chat_template"
 # A template has written its special tokens itself; adding more would double the first. A raw text gets its
 # BOS here, and no EOS even where the metadata asks for one: the model is to go on from it.
 ADD_SPECIAL = False
+# llama.cpp looks for control tokens in a time that grows with the square of their number: 60,000 of them took
+# minutes. Where a text is cut before one of them, the tokens are the same.
+MOST_CONTROL_TOKENS = 64
+STRIPS = llama_cpp.LLAMA_TOKEN_ATTR_LSTRIP
 
 
 class Vocabulary:
@@ -39,6 +43,7 @@ class Vocabulary:
         self.n_tokens: int = llama_cpp.llama_vocab_n_tokens(self.handle)
         control = list(self._control_tokens())
         self._control = ControlText(map(self._token_text, control))
+        self._strips = any(self._attributes(token) & STRIPS for token in control)
         silent = [token for token in control if not self.ends_answer(token)]
         self.silent_tokens: npt.NDArray[np.intp] = np.array(silent, dtype=np.intp)
         """Control tokens that end nothing: in an answer they are no text."""
@@ -61,13 +66,23 @@ class Vocabulary:
         if not isinstance(prompt, Raw):
             pieces = self._control.pieces(self._conversations.render(prompt, tools))
             return [
-                token for piece in pieces for token in self.tokenize(piece.text, piece.is_plain)
+                token
+                for piece in pieces
+                for part in ([piece.text] if piece.is_plain else self._parts(piece.text))
+                for token in self.tokenize(part, piece.is_plain)
             ]
         if isinstance(prompt.content, str):
             # Whoever writes a raw prompt writes the model's control tokens, too: there is no turn to forge.
-            return self._bos() + self.tokenize(prompt.content, param="prompt")
+            parts = self._parts(prompt.content)
+            return self._bos() + [
+                token for part in parts for token in self.tokenize(part, param="prompt")
+            ]
         self._check_known(prompt.content)
         return list(prompt.content)
+
+    def _parts(self, text: str) -> Iterable[str]:
+        # One that takes the white space before it must see that.
+        return [text] if self._strips else self._control.parts(text, MOST_CONTROL_TOKENS)
 
     def _bos(self) -> list[int]:
         """What the model's metadata puts before every text: one token or none."""
@@ -145,8 +160,11 @@ class Vocabulary:
     def _control_tokens(self) -> Iterator[int]:
         control = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_UNKNOWN
         for token in range(self.n_tokens):
-            if llama_cpp.llama_vocab_get_attr(self.handle, token) & control:
+            if self._attributes(token) & control:
                 yield token
+
+    def _attributes(self, token: int) -> int:
+        return int(llama_cpp.llama_vocab_get_attr(self.handle, token))
 
     def _token_text(self, token: int) -> str:
         if token < 0:

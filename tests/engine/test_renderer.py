@@ -114,13 +114,32 @@ def test_process_that_was_killed_meanwhile_is_replaced_without_a_word(start: Sta
     assert pid(renderer) != first
 
 
-def test_process_that_is_killed_at_work_is_told_of(start: Start) -> None:
-    renderer = start(SLOW, limit_seconds=30)
+def kill_at_work(renderer: Renderer, but: int = 0) -> int:
+    """Kill the process once it works, if it is another than `but`."""
+
+    def works() -> bool:
+        # An idle one sleeps until it is told something.
+        return (
+            renderer._program is not None
+            and but != pid(renderer)
+            and state_of(pid(renderer)) == "R"
+        )
+
+    wait_for(works, "a process at work")
+    killed = pid(renderer)
+    os.kill(killed, signal.SIGKILL)
+    return killed
+
+
+def test_process_that_is_killed_at_work_has_one_successor(start: Start) -> None:
+    renderer = start(SLOW, limit_seconds=2)
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(renderer.render, said("slow"), add_generation_prompt=True)
-        # An idle one sleeps until it is told something.
-        wait_for(lambda: state_of(pid(renderer)) == "R", "the template at work")
-        os.kill(pid(renderer), signal.SIGKILL)
+        kill_at_work(renderer)
+        with pytest.raises(TemplateTooSlow):
+            asked.result(20)
+        asked = pool.submit(renderer.render, said("slow"), add_generation_prompt=True)
+        kill_at_work(renderer, but=kill_at_work(renderer))
         with pytest.raises(ChildFailed) as caught:
             asked.result(20)
     assert caught.value.code == "renderer_died"

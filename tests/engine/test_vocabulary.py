@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from random import Random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -125,6 +126,14 @@ def test_bos_comes_first_exactly_where_the_metadata_asks_for_it(
     messages = [Message(role="system", content="S"), Message(role="user", content="U")]
     assert adding.prompt(messages) == vocabulary.prompt(messages)
     adding.close()
+
+
+def test_text_of_many_control_tokens_is_cut_without_a_difference(vocabulary: Vocabulary) -> None:
+    words = ["<|im_start|>", "<|im_end|>", "user", "\n", " and", "<|", "<|endoftext|>", "  ", "ü"]
+    random = Random(5)
+    for count in (0, 1, 63, 64, 65, 3000):
+        text = "".join(random.choices(words, k=count))
+        assert vocabulary.prompt(Raw(content=text)) == vocabulary.tokenize(text)
 
 
 def with_bos(source: Path, target: Path) -> Path:

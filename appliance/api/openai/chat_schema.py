@@ -29,7 +29,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 class JsonSchema(msgspec.Struct, kw_only=True):
     """`response_format.json_schema`. It is always kept strictly."""
 
-    name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+    name: Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}\\Z")]
     schema: Any = True
     description: str | None = None
     strict: bool | None = None

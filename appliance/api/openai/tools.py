@@ -15,7 +15,7 @@ from appliance.errors import InvalidInput
 from appliance.store.rows import new_id
 
 MAX_TOOLS = 128
-FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}$")]
+FunctionName = Annotated[str, Meta(pattern="^[a-zA-Z0-9_-]{1,64}\\Z")]
 NO_PARAMETERS: dict[str, Any] = {
     "type": "object",
     "properties": {},
