@@ -68,12 +68,14 @@ def test_a_killed_engine_fails_every_pending_request(starter_gguf: Path) -> None
     asyncio.run(run())
 
 
-def test_a_stopped_engine_is_noticed_and_ended(starter_gguf: Path) -> None:
+@pytest.mark.parametrize("times", [1, 200_000])
+def test_a_stopped_engine_is_noticed_and_ended(starter_gguf: Path, times: int) -> None:
     async def run() -> None:
         async with running(starter_gguf, stall_seconds=5) as engine:
             os.kill(engine.pid, signal.SIGSTOP)
             with pytest.raises(ChildFailed) as caught:
-                await ask(engine, "Is anybody there?")
+                # The larger one fills what lies between two processes.
+                await ask(engine, "Is anybody there? " * times)
             assert caught.value.code == "engine_stalled"
             assert not engine.alive
 
