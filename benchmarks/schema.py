@@ -30,7 +30,7 @@ SCHEMA = {
     "additionalProperties": False,
 }
 KEPT = {"type": "json_schema", "json_schema": {"name": "story", "schema": SCHEMA}}
-CLIENTS, REQUESTS, MAX_TOKENS = 8, 3, 200
+CLIENTS, REQUESTS, MAX_TOKENS = 8, 3, 600
 
 
 def main() -> None:
