@@ -8,6 +8,7 @@ connections that clients keep open all the same.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import logging
 import os
 import signal
@@ -30,6 +31,8 @@ logger = logging.getLogger(__name__)
 MAX_CONNECTIONS = 1024
 # From the end of all answers to the end of connections that a client keeps open all the same.
 CONNECTIONS_SECONDS = 5
+# Until a stop that hangs is cut, beyond the times above: the log then shows where every thread was.
+HANG_SECONDS = 10
 
 
 class Work:
@@ -95,6 +98,7 @@ async def run(app: Litestar, settings: Settings, lock: IO[str]) -> None:
 async def _end_work(work: Work, drain_seconds: float, told: asyncio.Event) -> None:
     systemd.notify("STOPPING=1")
     logger.info("stopping", extra={"drain_seconds": drain_seconds})
+    faulthandler.dump_traceback_later(drain_seconds + CONNECTIONS_SECONDS + HANG_SECONDS, exit=True)
     if not await _ends(work.drain(), told, drain_seconds):
         logger.warning("answers under way are ended")
     await work.stop()

@@ -74,7 +74,12 @@ class DaemonProcess:
         """Wait for its end; returns the exit status."""
         assert self._process is not None
         self._close_client()
-        return self._process.wait(DEADLINE_SECONDS)
+        try:
+            status = self._process.wait(DEADLINE_SECONDS)
+        finally:
+            # Shown if the test fails.
+            print(self.log_tail())
+        return status
 
     def restart(self) -> None:
         self.kill()

@@ -160,6 +160,22 @@ def test_idle_daemon_stops_without_a_wait(daemon):
     assert "cut" not in daemon.log.read_text()
 
 
+class Hanging(DaemonProcess):
+    module = ("tests.fakes.daemon", "hang-at-stop")
+
+
+def test_stop_that_hangs_is_cut_and_the_log_says_where(state_dir):
+    hanging = Hanging(state_dir, drain_seconds=0)
+    hanging.start()
+    try:
+        assert hanging.stop() == 1
+        log = hanging.log.read_text()
+        assert "most recent call first" in log
+        assert "in hang" in log
+    finally:
+        hanging.close()
+
+
 def test_service_manager_waits_longer_than_answers_may_take():
     unit = (CHECKOUT / "systemd" / "appliance.service").read_text()
     (seconds,) = re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)
