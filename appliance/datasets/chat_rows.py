@@ -6,7 +6,7 @@ how long a row is for a model, the training child finds out.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -18,6 +18,8 @@ from appliance.records import CheckedRows
 
 # A line longer than this is no chat example, whatever it is.
 MAX_LINE_BYTES = 4 << 20
+# How many are checked before anybody is asked whether to go on: some milliseconds.
+LINES_BETWEEN = 1000
 MAX_REPORTED_FAULTS = 20
 # msgspec quotes a wrong value in full.
 MAX_FAULT_CHARACTERS = 200
@@ -41,15 +43,18 @@ class ChatRow(msgspec.Struct, forbid_unknown_fields=True):
 _decoder = msgspec.json.Decoder(ChatRow)
 
 
-def check_file(path: Path) -> CheckedRows:
+def check_file(path: Path, go_on: Callable[[], None] = lambda: None) -> CheckedRows:
     """Check every line.
 
-    Raises InvalidInput that lists the first faults by line number and field.
+    Raises InvalidInput that lists the first faults by line number and field. `go_on` is called now and then,
+    and ends the check by raising.
     """
     faults: list[str] = []
     row_count = fault_count = longest_bytes = 0
     for number, line in _numbered_lines(path):
         row_count += 1
+        if row_count % LINES_BETWEEN == 0:
+            go_on()
         longest_bytes = max(longest_bytes, len(line))
         fault = _fault_of(line)
         if fault is not None:

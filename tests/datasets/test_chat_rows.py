@@ -6,8 +6,13 @@ import json
 
 import pytest
 
-from appliance.datasets.chat_rows import MAX_LINE_BYTES, MAX_REPORTED_FAULTS, check_file
-from appliance.errors import InvalidInput
+from appliance.datasets.chat_rows import (
+    LINES_BETWEEN,
+    MAX_LINE_BYTES,
+    MAX_REPORTED_FAULTS,
+    check_file,
+)
+from appliance.errors import InvalidInput, Unavailable
 
 USER = {"role": "user", "content": "q"}
 ANSWER = {"role": "assistant", "content": "a"}
@@ -144,3 +149,18 @@ GOOD_FILES = [
 @pytest.mark.parametrize(("content", "count"), GOOD_FILES, ids=range(len(GOOD_FILES)))
 def test_good_rows_are_counted(tmp_path, content, count):
     assert rows_of(tmp_path, content) == count
+
+
+def test_check_can_be_given_up(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_text(f"{GOOD}\n" * (3 * LINES_BETWEEN))
+    asked = []
+
+    def go_on() -> None:
+        asked.append(len(asked))
+        if len(asked) == 2:
+            raise Unavailable("stopping", "no")
+
+    with pytest.raises(Unavailable):
+        check_file(path, go_on)
+    assert asked == [0, 1]

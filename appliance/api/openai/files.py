@@ -19,6 +19,7 @@ from appliance.api.openai.paging import Deleted, Page
 from appliance.datasets import chat_rows
 from appliance.errors import InvalidInput
 from appliance.records import CheckedRows, StoredFile
+from appliance.serving.admission import stopping
 from appliance.settings import Settings
 from appliance.store.store import Store
 
@@ -81,7 +82,7 @@ class FilesController(Controller):
                     filename=_safe_filename(form.filename),
                     purpose=purpose,
                     limit_bytes=settings.max_upload_bytes,
-                    check=_check_for(purpose),
+                    check=_check_for(purpose, request.app.state.work),
                 )
         return to_wire(file)
 
@@ -158,8 +159,16 @@ def _refuse_expiry(fields: dict[str, str]) -> None:
         )
 
 
-def _check_for(purpose: Purpose) -> Callable[[Path], CheckedRows | None]:
-    return chat_rows.check_file if purpose == TRAINING else lambda path: None
+def _check_for(purpose: Purpose, work: Any) -> Callable[[Path], CheckedRows | None]:
+    """`work` says whether the appliance is being stopped: then nobody waits for a long check."""
+    if purpose != TRAINING:
+        return lambda path: None
+
+    def go_on() -> None:
+        if work.stopping:
+            raise stopping()
+
+    return lambda path: chat_rows.check_file(path, go_on)
 
 
 def _safe_filename(name: str) -> str:
