@@ -77,9 +77,9 @@ def _make(
     _check_converter(spec)
     _check_space(spec, base, work)
     steps = _Steps(spec, reporter)
-    # First, since it is cheap: what it refuses fails early.
-    adapter_file = _adapter_alone(spec, directory, work, reporter, steps)
     weights = _merged(spec, base, work, reporter, steps)
+    # Before the long work, since it is cheap: what it refuses fails early.
+    alone = _adapter_alone(spec, work, reporter, steps)
     float_file = work / "float.gguf"
     steps.begin("convert", "converting to GGUF")
     _convert(spec, weights, float_file, reporter)
@@ -90,7 +90,10 @@ def _make(
         _quantized(spec, quantization, float_file, directory, tokenizer, steps)
         for quantization in spec.quantizations
     )
-    return files, adapter_file
+    if alone is None:
+        return files, None
+    path, size_bytes, sha256 = _keep(alone, directory)
+    return files, GgufFile(path=path, bytes=size_bytes, sha256=sha256)
 
 
 def _merged(
@@ -122,8 +125,8 @@ def _convert(spec: ReleaseSpec, weights: Path, destination: Path, reporter: batc
 
 
 def _adapter_alone(
-    spec: ReleaseSpec, directory: Path, work: Path, reporter: batch.Reporter, steps: _Steps
-) -> GgufFile | None:
+    spec: ReleaseSpec, work: Path, reporter: batch.Reporter, steps: _Steps
+) -> Path | None:
     """The adapter as llama.cpp attaches it to a loaded base."""
     if spec.adapter_directory is None:
         return None
@@ -140,8 +143,7 @@ def _adapter_alone(
         ],
         reporter,
     )
-    path, size_bytes, sha256 = _keep(unchecked, directory)
-    return GgufFile(path=path, bytes=size_bytes, sha256=sha256)
+    return unchecked
 
 
 def _run_converter(script: Path, arguments: Sequence[str], reporter: batch.Reporter) -> None:
@@ -195,7 +197,8 @@ def _keep(unchecked: Path, directory: Path) -> tuple[str, int, str]:
 
 
 def _check_converter(spec: ReleaseSpec) -> None:
-    for name in (CONVERTER, ADAPTER_CONVERTER):
+    scripts = [CONVERTER] if spec.adapter_directory is None else [CONVERTER, ADAPTER_CONVERTER]
+    for name in scripts:
         script = Path(spec.converter_directory, name)
         if not script.is_file():
             raise ConfigurationError(
