@@ -180,7 +180,7 @@ run_tests() {
       ".venv-$version/bin/python" -m pytest -m "not torch and not llama"
     fi
   done
-  say "all tests (about 15 minutes on 2 cores)"
+  say "all tests (about 35 minutes on 2 cores)"
   "$VENV/bin/python" -m pytest "$@"
 }
 

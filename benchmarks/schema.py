@@ -56,13 +56,13 @@ def main() -> None:
             measure(server, {"requests": 1, "clients": 2})
             for number in range(arguments.rounds):
                 salt = secrets.token_hex(4)
-                # As many tokens as a kept answer has: the ends of short answers cost a step each.
                 for is_kept in (True, False) if number % 2 else (False, True):
                     options = {**common, "salt": f"{salt}{is_kept}"}
                     if is_kept:
                         seen = measure(server, options | extra, "--check-json")
                         kept.append(seen["tokens_per_second"])
                     else:
+                        # About as many tokens as a kept answer has.
                         free.append(
                             measure(server, options | {"max-tokens": 60})["tokens_per_second"]
                         )

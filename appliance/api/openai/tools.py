@@ -95,15 +95,21 @@ def offered(
                 f"tools[{number}].function.name should differ from others; found {name!r} twice",
                 param="tools",
             )
-    functions = [_function(tool, number) for number, tool in enumerate(tools or [])]
-    schemas = {
-        f"{ARGUMENTS_RULE}{number}": (_schema(tool, number), _path(number))
-        for number, tool in enumerate(tools or [])
-    }
-    # What is wrong with a tool is told even if it is not used.
-    if not schemas:
+    if not tools:
         return None
-    grammar = to_rules(schemas, "a")
+    schemas = [_schema(tool, number) for number, tool in enumerate(tools)]
+    functions = [
+        _function(tool, schema, number)
+        for number, (tool, schema) in enumerate(zip(tools, schemas, strict=True))
+    ]
+    # What is wrong with a tool is told even if it is not used.
+    grammar = to_rules(
+        {
+            f"{ARGUMENTS_RULE}{number}": (schema, _path(number))
+            for number, schema in enumerate(schemas)
+        },
+        "a",
+    )
     if choice == "none":
         return None
     return Tools(
@@ -135,10 +141,10 @@ def _schema(tool: Tool, number: int) -> dict[str, Any]:
     return {**given, "type": "object"}
 
 
-def _function(tool: Tool, number: int) -> engine_tools.Function:
+def _function(tool: Tool, schema: dict[str, Any], number: int) -> engine_tools.Function:
     try:
         # Not msgspec, which takes no larger numbers than fit into 64 bits.
-        parameters = json.dumps(_schema(tool, number), ensure_ascii=False)
+        parameters = json.dumps(schema, ensure_ascii=False)
     except RecursionError as exc:
         raise InvalidInput(
             "invalid_schema",
