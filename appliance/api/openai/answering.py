@@ -21,6 +21,7 @@ from appliance.api.openai.choices import Event, choices
 from appliance.engine.protocol import Delta, Finished, Likelihood, Prompt, Sampling
 from appliance.engine.tools import Tools
 from appliance.errors import ApplianceError
+from appliance.serving.aliases import Aliases
 from appliance.serving.router import Router
 
 Events = AsyncGenerator[tuple[int, Event], None]
@@ -43,8 +44,11 @@ class Written(NamedTuple):
         return [each for delta in self.deltas for each in delta.likelihoods]
 
 
-class Chunks(Protocol):
-    """What is sent of a stream of answers, each struct as an event of its own."""
+class Answers(Protocol):
+    """What is sent of all answers to one request: in one body, or each struct as an event of a stream."""
+
+    def whole(self, written: Sequence[Written]) -> msgspec.Struct:
+        """All in one, in the order of their numbers."""
 
     def opening(self) -> Iterable[msgspec.Struct]:
         """What comes before all answers."""
@@ -72,7 +76,43 @@ class Asked:
         return len(self.prompts) * self.answers
 
 
-async def generate(router: Router, metrics: Metrics, asked: Asked) -> Events:
+async def respond(
+    request: Request[Any, Any, Any],
+    aliases: Aliases,
+    router: Router,
+    metrics: Metrics,
+    asked: Asked,
+    answers: Callable[[str], Answers],
+    *,
+    stream: bool,
+) -> Response[Any]:
+    """Ask, and answer in one body or as a stream; `answers` is given the name of the model that answers."""
+    response = _begin(aliases, router, metrics, asked, answers, stream)
+    return await _unless_disconnected(request, response)
+
+
+async def _begin(
+    aliases: Aliases,
+    router: Router,
+    metrics: Metrics,
+    asked: Asked,
+    answers: Callable[[str], Answers],
+    stream: bool,
+) -> Response[Any]:
+    """The whole body, or a stream that has its first event."""
+    async with aliases.meaning(asked.model, client=asked.client, answers=asked.total) as model:
+        events = _generate(router, metrics, dataclasses.replace(asked, model=model))
+        if stream:
+            # The first event is awaited before the headers go out: what fails until then has a status.
+            first = await anext(events)
+            sent = _stream(first, events, answers(model), asked.total)
+            return Stream(sent, media_type="text/event-stream")
+        async with aclosing(events):
+            body = answers(model).whole(await _collect(events))
+        return Response(body, media_type=MediaType.JSON)
+
+
+async def _generate(router: Router, metrics: Metrics, asked: Asked) -> Events:
     """The events of all answers, each with its answer's number.
 
     The answers to the first prompt have the first numbers.
@@ -89,20 +129,7 @@ async def generate(router: Router, metrics: Metrics, asked: Asked) -> Events:
             yield index, event
 
 
-async def whole(events: Events, body: Callable[[list[Written]], msgspec.Struct]) -> Response[Any]:
-    """All answers in one body."""
-    async with aclosing(events):
-        return Response(body(await _collect(events)), media_type=MediaType.JSON)
-
-
-async def streamed(events: Events, chunks: Chunks, answers: int) -> Response[Any]:
-    """So many answers in all, while they are written."""
-    # The first event is awaited before the headers go out: what fails until then has a status.
-    first = await anext(events)
-    return Stream(_stream(first, events, chunks, answers), media_type="text/event-stream")
-
-
-async def unless_disconnected(
+async def _unless_disconnected(
     request: Request[Any, Any, Any], response: Awaitable[Response[Any]]
 ) -> Response[Any]:
     """The response, unless its client goes away before it begins: then nothing, and work on it ends."""
@@ -136,27 +163,27 @@ async def _collect(events: Events) -> list[Written]:
 
 
 async def _stream(
-    first: tuple[int, Event], events: Events, chunks: Chunks, answers: int
+    first: tuple[int, Event], events: Events, answers: Answers, total: int
 ) -> AsyncGenerator[bytes, None]:
     """Server-sent events: `data:` lines only, since OpenAI's decoder trips over others."""
     finished: dict[int, Finished] = {}
     async with aclosing(events):
-        for chunk in chunks.opening():
+        for chunk in answers.opening():
             yield _sse(chunk)
         try:
             index, event = first
             while True:
-                for chunk in chunks.of(index, event):
+                for chunk in answers.of(index, event):
                     yield _sse(chunk)
                 if isinstance(event, Finished):
                     finished[index] = event
-                    if len(finished) == answers:
+                    if len(finished) == total:
                         break
                 index, event = await anext(events)
         except ApplianceError as exc:
             yield _sse(errors.envelope(exc))
             return
-        for chunk in chunks.closing([finished[index] for index in sorted(finished)]):
+        for chunk in answers.closing([finished[index] for index in sorted(finished)]):
             yield _sse(chunk)
         yield b"data: [DONE]\n\n"
 

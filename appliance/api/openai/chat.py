@@ -12,14 +12,7 @@ from litestar.status_codes import HTTP_200_OK
 
 from appliance.api.metrics import Metrics
 from appliance.api.openai.answer_schema import Usage
-from appliance.api.openai.answering import (
-    Asked,
-    Written,
-    generate,
-    streamed,
-    unless_disconnected,
-    whole,
-)
+from appliance.api.openai.answering import Asked, Written, respond
 from appliance.api.openai.chat_schema import (
     AnswerMessage,
     ChatChunk,
@@ -54,41 +47,16 @@ class ChatController(Controller):
     ) -> Response[Any]:
         """Answer a conversation; the answer's `model` is what an alias meant."""
         data.refuse_unsupported()
-        response = _begin(data, request.auth.id, aliases, router, metrics)
-        return await unless_disconnected(request, response)
+        # What cannot be answered must not cost a load.
+        messages, sampling, tools = conversation(data.messages), data.sampling(), data.offered()
+        asked = Asked(data.model, request.auth.id, [messages], sampling, data.answers, tools)
 
+        def answers(model: str) -> _Answers:
+            return _Answers(msgspec.structs.replace(data, model=model))
 
-async def _begin(
-    data: ChatRequest, client: str, aliases: Aliases, router: Router, metrics: Metrics
-) -> Response[Any]:
-    """The whole answer, or a stream that has its first event."""
-    # What cannot be answered must not cost a load.
-    messages, sampling, tools = conversation(data.messages), data.sampling(), data.offered()
-    async with aliases.meaning(data.model, client=client, answers=data.answers) as model:
-        data = msgspec.structs.replace(data, model=model)
-        asked = Asked(model, client, [messages], sampling, data.answers, tools)
-        events = generate(router, metrics, asked)
-        if data.stream:
-            return await streamed(events, _Chunks(data), asked.total)
-        return await whole(events, lambda written: _completion(data, written))
-
-
-def _completion(data: ChatRequest, written: Sequence[Written]) -> ChatCompletion:
-    return ChatCompletion(
-        id=new_id("chatcmpl-"),
-        created=int(time.time()),
-        model=data.model,
-        choices=[
-            Choice(
-                _message(each),
-                each.finished.finish_reason,
-                index,
-                Logprobs.of(each.likelihoods, data.logprobs),
-            )
-            for index, each in enumerate(written)
-        ],
-        usage=Usage.of([each.finished for each in written], data.answers),
-    )
+        return await respond(
+            request, aliases, router, metrics, asked, answers, stream=bool(data.stream)
+        )
 
 
 def _message(written: Written) -> AnswerMessage:
@@ -100,13 +68,27 @@ def _message(written: Written) -> AnswerMessage:
     return AnswerMessage(text or None if whole else text, whole)
 
 
-class _Chunks:
-    """The stream of a conversation's answers."""
+class _Answers:
+    """All answers to a conversation, as they go out."""
 
     def __init__(self, data: ChatRequest) -> None:
         self._data = data
         self._id, self._created = new_id("chatcmpl-"), int(time.time())
         self._calls = [AnsweredCalls() for _ in range(data.answers)]
+
+    def whole(self, written: Sequence[Written]) -> ChatCompletion:
+        """All in one."""
+        choices = [
+            Choice(
+                _message(each),
+                each.finished.finish_reason,
+                index,
+                Logprobs.of(each.likelihoods, self._data.logprobs),
+            )
+            for index, each in enumerate(written)
+        ]
+        usage = Usage.of([each.finished for each in written], self._data.answers)
+        return ChatCompletion(self._id, self._created, self._data.model, choices, usage)
 
     def opening(self) -> Iterator[ChatChunk]:
         # With tools it is not known yet whether there will be any text.

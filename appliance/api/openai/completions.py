@@ -12,14 +12,7 @@ from litestar.status_codes import HTTP_200_OK
 
 from appliance.api.metrics import Metrics
 from appliance.api.openai.answer_schema import Usage
-from appliance.api.openai.answering import (
-    Asked,
-    Written,
-    generate,
-    streamed,
-    unless_disconnected,
-    whole,
-)
+from appliance.api.openai.answering import Asked, Written, respond
 from appliance.api.openai.completions_schema import (
     Completion,
     CompletionChoice,
@@ -50,24 +43,16 @@ class CompletionsController(Controller):
     ) -> Response[Any]:
         """Go on from one or several texts; the answer's `model` is what an alias meant."""
         data.refuse_unsupported()
-        response = _begin(data, request.auth.id, aliases, router, metrics)
-        return await unless_disconnected(request, response)
+        # What cannot be answered must not cost a load.
+        prompts, sampling = data.prompts(), data.sampling()
+        asked = Asked(data.model, request.auth.id, prompts, sampling, data.answers)
 
+        def answers(model: str) -> _Answers:
+            return _Answers(msgspec.structs.replace(data, model=model), prompts)
 
-async def _begin(
-    data: CompletionRequest, client: str, aliases: Aliases, router: Router, metrics: Metrics
-) -> Response[Any]:
-    """The whole answers, or a stream that has its first event."""
-    # What cannot be answered must not cost a load.
-    prompts, sampling = data.prompts(), data.sampling()
-    total = len(prompts) * data.answers
-    async with aliases.meaning(data.model, client=client, answers=total) as model:
-        answers = _Answers(msgspec.structs.replace(data, model=model), prompts)
-        asked = Asked(model, client, prompts, sampling, data.answers)
-        events = generate(router, metrics, asked)
-        if data.stream:
-            return await streamed(events, answers, asked.total)
-        return await whole(events, answers.whole)
+        return await respond(
+            request, aliases, router, metrics, asked, answers, stream=bool(data.stream)
+        )
 
 
 class _Answers:
