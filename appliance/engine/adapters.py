@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llama_cpp
 
@@ -18,6 +18,11 @@ from appliance.errors import ChildFailed, InvalidInput
 
 # The strength with which an adapter was trained; its file holds alpha, and llama.cpp divides by the rank.
 SCALE = 1.0
+
+
+class _Loaded(NamedTuple):
+    handle: Any
+    bytes: int
 
 
 class Adapters:
@@ -28,8 +33,7 @@ class Adapters:
         self._context = context
         self._budget_bytes = budget_bytes
         # In the order of their last use.
-        self._loaded: dict[str, Any] = {}
-        self._bytes: dict[str, int] = {}
+        self._loaded: dict[str, _Loaded] = {}
         self._attached: str | None = None
 
     def __len__(self) -> int:
@@ -58,15 +62,14 @@ class Adapters:
             self._unload(other)
         if self._room_bytes() < size_bytes:
             return False
-        self._loaded[path] = self._read(path)
-        self._bytes[path] = size_bytes
+        self._loaded[path] = _Loaded(self._read(path), size_bytes)
         return True
 
     def attach(self, path: str | None) -> None:
         """Let the next decode calls run with this adapter, which must have been loaded, or with none."""
         if path == self._attached:
             return
-        chosen = [] if path is None else [self._loaded[path]]
+        chosen = [] if path is None else [self._loaded[path].handle]
         adapters = (llama_cpp.llama_adapter_lora_p_ctypes * len(chosen))(*chosen)
         scales = (ctypes.c_float * len(chosen))(*[SCALE] * len(chosen))
         status = llama_cpp.llama_set_adapters_lora(self._context, adapters, len(chosen), scales)
@@ -77,13 +80,12 @@ class Adapters:
         self._attached = path
 
     def _room_bytes(self) -> int:
-        return self._budget_bytes - sum(self._bytes.values())
+        return self._budget_bytes - sum(each.bytes for each in self._loaded.values())
 
     def _unload(self, path: str) -> None:
         if path == self._attached:
             self.attach(None)
-        llama_cpp.llama_adapter_lora_free(self._loaded.pop(path))
-        del self._bytes[path]
+        llama_cpp.llama_adapter_lora_free(self._loaded.pop(path).handle)
 
     def _read(self, path: str) -> Any:
         adapter = llama_cpp.llama_adapter_lora_init(self._model, os.fsencode(path))
