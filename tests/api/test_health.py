@@ -67,8 +67,9 @@ def test_start_without_a_base_model_says_so(state_dir):
         empty.start()
         assert "no base model is here yet" in empty.log.read_text()
         add_base(state_dir)
+        empty.kill()
         empty.log.unlink()
-        empty.restart()
+        empty.start()
         assert "no base model" not in empty.log.read_text()
     finally:
         empty.close()
