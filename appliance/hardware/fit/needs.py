@@ -24,8 +24,8 @@ _CUDA_CONTEXT_BYTES = 512 * MIB
 # The training process's own memory beside the GPU's: Python, torch and the others.
 _HOST_PROCESS_BYTES = 540 * MIB
 # The engine with its buffers, without file and cache: 60 MiB measured with 135 million parameters, 93 with
-# a billion, whatever the context. llama.cpp copies 4-bit tensors into another order and then needs their
-# part of the file no more.
+# a billion, whatever the context. llama.cpp copies tensors into the order in which the CPU multiplies them
+# best, and then needs their part of the file no more.
 _ENGINE_BYTES = 96 * MIB
 # On a GPU all buffers are taken at the start: scores of a batch of 512 tokens over the vocabulary are 0.3 GB
 # for the largest. By arithmetic: **not tried on a GPU here.**
