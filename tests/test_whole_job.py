@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import openai
 import pytest
 
 from tests.children import starter_gguf
-from tests.daemon_process import RealDaemon, group_members, wait_for
+from tests.daemon_process import RealDaemon, group_members, ok, wait_for
 
 __all__ = ["starter_gguf"]
 
@@ -67,6 +69,48 @@ def test_killed_in_mid_training_a_job_ends_with_the_weights_of_one_that_was_left
     assert ask(client, f"{resumed.fine_tuned_model}@Q8_0", "What is the colour of box 7?")
     listed = {model.id for model in client.models.list()}
     assert {BASE, resumed.fine_tuned_model, undisturbed.fine_tuned_model} <= listed
+
+    adapted = f"{resumed.fine_tuned_model}@adapter"
+    assert json.loads(ask(client, adapted, "What is the colour of box 7?")).keys() == {"colour"}
+    answers = ask_while_an_alias_moves(
+        daemon, client, [BASE, undisturbed.fine_tuned_model, adapted, resumed.fine_tuned_model]
+    )
+    assert '"colour"' not in answers[0]
+    assert '"colour"' in answers[-1]
+
+
+def ask_while_an_alias_moves(
+    daemon: RealDaemon, client: openai.OpenAI, models: list[str]
+) -> list[str]:
+    """What two apps that never stop asking are answered, none of them with an error."""
+    answers: list[str] = []
+    done = threading.Event()
+
+    def app() -> None:
+        while not done.is_set():
+            answers.append(ask(client, "colours", "What is the colour of box 7?"))
+
+    def wait_for_more() -> None:
+        enough = len(answers) + 4
+        wait_for(
+            lambda: len(answers) >= enough or any(each.done() for each in asking), "more answers"
+        )
+
+    set_alias(daemon, models[0])
+    with ThreadPoolExecutor(2) as apps:
+        asking = [apps.submit(app), apps.submit(app)]
+        for model in models[1:]:
+            wait_for_more()
+            set_alias(daemon, model)
+        wait_for_more()
+        done.set()
+        for each in asking:
+            each.result()
+    return answers
+
+
+def set_alias(daemon: RealDaemon, model: str) -> None:
+    ok(daemon.http.put("/api/v1/aliases/colours", json={"model": model}))
 
 
 def rows(count: int = 24) -> bytes:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from appliance.engine.json_primitives import FORMATS, NOTHING, PRIMITIVES, literal, times
+from appliance.engine.schema_keywords import ANNOTATIONS, KEYWORDS, kept_keywords, kind_of
 from appliance.errors import InvalidInput
 
 MAX_DEPTH = 64
@@ -29,19 +30,6 @@ MAX_VALUES_TOGETHER = 1000
 MAX_AT_ONCE = 64
 # llama.cpp goes through every way in which a rule can begin, to see whether it begins with itself.
 MAX_BEGINNINGS = 1000
-
-ANNOTATIONS = {
-    *("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly"),
-    *("$schema", "$id", "$comment", "$defs", "definitions"),
-}
-KEYWORDS = {
-    "object": {"properties", "required", "additionalProperties"},
-    "array": {"items", "minItems", "maxItems"},
-    "string": {"minLength", "maxLength", "format"},
-    **{kind: set() for kind in ("integer", "number", "boolean", "null")},
-}
-# By themselves: beside them only annotations make sense, and a type.
-CHOICES = {"enum", "const", "anyOf", "oneOf", "$ref"}
 
 
 def to_gbnf(schema: Any, path: str) -> str:
@@ -86,9 +74,8 @@ class _Converter:
             raise _invalid(path, "be an object", json.dumps(schema)[:40])
         if depth > MAX_DEPTH:
             raise _invalid(path, f"nest at most {MAX_DEPTH} levels", "more")
-        choice = next((key for key in schema if key in CHOICES), None)
         kind = self._kind(schema, path)
-        known = ANNOTATIONS | {"type"} | ({choice} if choice else KEYWORDS.get(kind or "", set()))
+        choice, known = kept_keywords(schema, kind)
         for key in schema:
             if key not in known:
                 raise InvalidInput(
@@ -112,13 +99,11 @@ class _Converter:
         named = schema.get("type")
         if isinstance(named, list):
             return None
-        if named is None:
-            return next((kind for kind, keys in KEYWORDS.items() if keys & schema.keys()), None)
-        if not isinstance(named, str) or named not in KEYWORDS:
+        if named is not None and (not isinstance(named, str) or named not in KEYWORDS):
             raise _invalid(
                 f"{path}.type", f"be one of {', '.join(KEYWORDS)}", json.dumps(named)[:40]
             )
-        return str(named)
+        return kind_of(schema)
 
     def _choice(self, key: str, value: Any, path: str, depth: int) -> str:
         if key == "const":

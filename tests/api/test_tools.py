@@ -27,6 +27,7 @@ WEATHER = tool("get_weather", description="the weather", parameters=PLACE, stric
 TIME = tool("get-time")
 NAMED = {"type": "function", "function": {"name": "get-time"}}
 ROME = '{"city": "Rome"}'
+AT_LEAST_1 = {"type": "object", "properties": {"n": {"type": "integer", "minimum": 1}}}
 
 
 def request(**body: Any) -> ChatRequest:
@@ -169,6 +170,13 @@ def test_functions_go_to_the_engine_with_rules_for_their_arguments():
     assert rules["arguments0"] != rules["arguments1"] == '"{}"'
 
 
+def test_what_cannot_be_kept_is_told_to_the_model_all_the_same():
+    offered = request(tools=[tool("f", parameters=AT_LEAST_1)]).offered()
+    (function,) = offered.functions
+    assert json.loads(function.parameters) == AT_LEAST_1
+    assert "integer" in offered.grammar.split("arguments0 ::= ")[0]
+
+
 def test_number_that_fits_into_no_machine_word_is_no_fault():
     huge = {"type": "object", "properties": {"n": {"type": "integer", "default": 10**30}}}
     (function,) = request(tools=[tool("f", parameters=huge)]).offered().functions
@@ -188,7 +196,7 @@ def test_number_that_fits_into_no_machine_word_is_no_fault():
         ({"tools": [tool("f", parameters={"type": "array"})]}, "tools[0].function.parameters"),
         ({"tools": [tool("f", parameters={"anyOf": [PLACE]})]}, "tools[0].function.parameters"),
         (
-            {"tools": [TIME, tool("f", parameters={"properties": {"n": {"minimum": 1}}})]},
+            {"tools": [TIME, tool("f", strict=True, parameters=AT_LEAST_1)]},
             "tools[1].function.parameters.properties.n.minimum",
         ),
         (
@@ -196,7 +204,13 @@ def test_number_that_fits_into_no_machine_word_is_no_fault():
             "tools[0].function.parameters.properties.n.type",
         ),
         # What is wrong with a tool is told even if nothing may be called.
-        ({"tools": [tool("f", parameters={"not": {}})], "tool_choice": "none"}, "tools[0]"),
+        (
+            {
+                "tools": [tool("f", parameters={"properties": {"n": {"enum": []}}})],
+                "tool_choice": "none",
+            },
+            "tools[0]",
+        ),
         ({"tools": "f"}, "tools"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"tool_choice": NAMED}, "tool_choice"),

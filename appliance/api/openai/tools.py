@@ -9,7 +9,9 @@ import msgspec
 from msgspec import Meta
 
 from appliance.engine import tools as engine_tools
-from appliance.engine.json_schema import CHOICES, to_rules
+from appliance.engine.json_schema import to_rules
+from appliance.engine.loose_schema import loosened
+from appliance.engine.schema_keywords import CHOICES
 from appliance.engine.tools import ARGUMENTS_RULE, CallPiece, Tools
 from appliance.errors import InvalidInput
 from appliance.store.rows import new_id
@@ -24,7 +26,7 @@ NO_PARAMETERS: dict[str, Any] = {
 
 
 class FunctionDefinition(msgspec.Struct, kw_only=True):
-    """`tools[].function`. Its parameters are always kept strictly."""
+    """`tools[].function`. What a grammar cannot keep of its parameters is refused only with `strict`."""
 
     name: FunctionName
     description: str | None = None
@@ -105,8 +107,11 @@ def offered(
     # What is wrong with a tool is told even if it is not used.
     grammar = to_rules(
         {
-            f"{ARGUMENTS_RULE}{number}": (schema, _path(number))
-            for number, schema in enumerate(schemas)
+            f"{ARGUMENTS_RULE}{number}": (
+                schema if tool.function.strict else loosened(schema),
+                _path(number),
+            )
+            for number, (tool, schema) in enumerate(zip(tools, schemas, strict=True))
         },
         "a",
     )
