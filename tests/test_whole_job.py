@@ -99,11 +99,13 @@ def ask_while_an_alias_moves(
     set_alias(daemon, models[0])
     with ThreadPoolExecutor(2) as apps:
         asking = [apps.submit(app), apps.submit(app)]
-        for model in models[1:]:
+        try:
+            for model in models[1:]:
+                wait_for_more()
+                set_alias(daemon, model)
             wait_for_more()
-            set_alias(daemon, model)
-        wait_for_more()
-        done.set()
+        finally:
+            done.set()
         for each in asking:
             each.result()
     return answers
