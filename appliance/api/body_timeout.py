@@ -1,4 +1,5 @@
-"""Cuts a client that stops sending in the middle of a body; the server itself only cuts slow headers.
+"""Cuts a client that stops sending or reading in the middle of a body; the server itself only cuts slow
+headers.
 
 Also says so when an answer comes before the whole body: the server then closes the connection, and a client
 that does not know may send its next request into the closing one.
@@ -7,23 +8,27 @@ that does not know may send its next request into the closing one.
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import cast
 
 from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
 
 from appliance.errors import SlowClient
 
+logger = logging.getLogger(__name__)
+
 
 class BodyTimeout:
-    """ASGI middleware that watches over a request's body as it comes."""
+    """ASGI middleware that watches over a request's body as it comes, and over its answer's as it goes."""
 
     def __init__(self, app: ASGIApp, seconds: float) -> None:
         self._app = app
         self._seconds = seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass the request on with a `receive` that gives up."""
+        """Pass the request on with a `receive` and a `send` that give up."""
         complete = not _has_body(scope)
+        cut = False
 
         async def receive_in_time() -> HTTPReceiveMessage:
             nonlocal complete
@@ -47,9 +52,24 @@ class BodyTimeout:
         async def send_honestly(message: Message) -> None:
             if message["type"] == "http.response.start" and not complete:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
-            await send(message)
+            try:
+                async with asyncio.timeout(self._seconds):
+                    await send(message)
+            except TimeoutError:
+                nonlocal cut
+                cut = True
+                raise SlowClient(
+                    "answer_not_read",
+                    f"the answer should be read; nothing was taken for {self._seconds:g} s",
+                ) from None
 
-        await self._app(scope, receive_in_time, send_honestly)
+        try:
+            await self._app(scope, receive_in_time, send_honestly)
+        except Exception:
+            if not cut:
+                raise
+            # Nobody is there to be told.
+            logger.info("client stopped reading", extra={"path": scope["path"]})
 
 
 def _has_body(scope: Scope) -> bool:

@@ -12,9 +12,10 @@ from appliance.engine.json_schema import MAX_DEPTH, MAX_REPETITION
 from appliance.engine.schema_keywords import kept_keywords, kind_of
 
 NAMED = ("properties", "$defs", "definitions")
-SINGLE = ("items", "additionalProperties")
 ALTERNATIVES = ("anyOf", "oneOf")
-LENGTHS = ("minLength", "maxLength", "minItems", "maxItems")
+# Of texts none is kept: a few long ones would be more than a grammar may have.
+TEXT_LENGTHS = ("minLength", "maxLength")
+COUNTS = ("minItems", "maxItems")
 
 
 def loosened(schema: Any, depth: int = 0) -> Any:
@@ -22,25 +23,37 @@ def loosened(schema: Any, depth: int = 0) -> Any:
     if not isinstance(schema, dict) or depth > MAX_DEPTH:
         return schema
     _, known = kept_keywords(schema, kind_of(schema))
-    return {
-        key: _part(key, value, depth + 1)
+    left = {
+        key: _part(schema, key, depth + 1)
         for key, value in schema.items()
-        if key in known and not _asks_too_much(schema, key)
+        if key in known and _can_be_kept(key, value)
     }
+    if len(left) < len(schema) and not left.get("properties"):
+        # What was left out may have named the properties that are not "additional".
+        left.pop("additionalProperties", None)
+    return left
 
 
-def _part(key: str, value: Any, depth: int) -> Any:
+def _part(schema: dict[str, Any], key: str, depth: int) -> Any:
+    value = schema[key]
     if key in NAMED and isinstance(value, dict):
         return {name: loosened(each, depth) for name, each in value.items()}
     if key in ALTERNATIVES and isinstance(value, list):
         return [loosened(each, depth) for each in value]
-    return loosened(value, depth) if key in SINGLE else value
+    if key == "required":
+        return [each for each in value if each in schema.get("properties", {})]
+    return loosened(value, depth) if key in ("items", "additionalProperties") else value
 
 
-def _asks_too_much(schema: dict[str, Any], key: str) -> bool:
-    """Whether a keyword is known, but not with this value, or not beside the others."""
-    value = schema[key]
-    if key == "format":
-        named = isinstance(value, str) and value in FORMATS
-        return not named or bool(schema.keys() & set(LENGTHS))
-    return key in LENGTHS and isinstance(value, int) and value > MAX_REPETITION
+def _can_be_kept(key: str, value: Any) -> bool:
+    """Whether a keyword that is known can be kept with this value."""
+    match key:
+        case "format":
+            return isinstance(value, str) and value in FORMATS
+        case "items":
+            return isinstance(value, dict | bool)
+        case "required":
+            return isinstance(value, list) and all(isinstance(each, str) for each in value)
+    if key in COUNTS:
+        return type(value) is int and value <= MAX_REPETITION
+    return key not in TEXT_LENGTHS

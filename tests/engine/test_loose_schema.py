@@ -14,7 +14,7 @@ KEPT = {
     "type": "object",
     "title": "Order",
     "properties": {
-        "minimum": {"type": "string", "minLength": 2, "maxLength": 1000},
+        "minimum": {"type": "string"},
         "day": {"type": "string", "format": "date"},
         "kind": {"enum": [{"pattern": "a"}, 1]},
         "parts": {"type": "array", "items": {"$ref": "#/$defs/part"}, "maxItems": 3},
@@ -39,9 +39,20 @@ def test_schema_that_can_be_kept_stays_as_it_is() -> None:
         ({"type": "string", "format": {}}, {"type": "string"}),
         (
             {"type": "string", "format": "date", "maxLength": 9},
-            {"type": "string", "maxLength": 9},
+            {"type": "string", "format": "date"},
         ),
-        ({"type": "string", "maxLength": 1001}, {"type": "string"}),
+        ({"type": "string", "minLength": None, "maxLength": 1001}, {"type": "string"}),
+        ({"minItems": 1.0, "maxItems": 1001, "items": [{}]}, {}),
+        (
+            {"properties": {"a": {}}, "required": ["a", "b"]},
+            {"properties": {"a": {}}, "required": ["a"]},
+        ),
+        ({"required": ["b"]}, {"required": []}),
+        ({"required": None, "additionalProperties": False}, {}),
+        (
+            {"patternProperties": {"x": {}}, "additionalProperties": False, "type": "object"},
+            {"type": "object"},
+        ),
         ({"type": ["string", "null"], "maxLength": 2}, {"type": ["string", "null"]}),
         ({"enum": [1, 2], "minimum": 1}, {"enum": [1, 2]}),
         ({"not": {}}, {}),
@@ -50,6 +61,10 @@ def test_schema_that_can_be_kept_stays_as_it_is() -> None:
             {"properties": {"a": {"items": {"minItems": 1}}}},
         ),
         ({"additionalProperties": {"minimum": 1}}, {"additionalProperties": {}}),
+        (
+            {"type": "object", "additionalProperties": False},
+            {"type": "object", "additionalProperties": False},
+        ),
         (
             {"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "number", "maximum": 1}}},
             {"anyOf": [{"$ref": "#/$defs/a"}], "$defs": {"a": {"type": "number"}}},

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 import msgspec
 from litestar import MediaType, Request, Response
-from litestar.response import Stream
 
 from appliance.api import errors
 from appliance.api.metrics import Metrics
 from appliance.api.openai.choices import Event, choices
+from appliance.api.streaming import ClosingStream
 from appliance.engine.protocol import Delta, Finished, Likelihood, Prompt, Sampling
 from appliance.engine.tools import Tools
 from appliance.errors import ApplianceError
@@ -106,7 +106,7 @@ async def _begin(
             # The first event is awaited before the headers go out: what fails until then has a status.
             first = await anext(events)
             sent = _stream(first, events, answers(model), asked.total)
-            return Stream(sent, media_type="text/event-stream")
+            return ClosingStream(sent, media_type="text/event-stream")
         async with aclosing(events):
             body = answers(model).whole(await _collect(events))
         return Response(body, media_type=MediaType.JSON)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, cast, get_args
 from urllib.parse import quote
@@ -11,11 +11,11 @@ from urllib.parse import quote
 import msgspec
 from litestar import Controller, Request, delete, get, post
 from litestar.params import Parameter
-from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK
 
 from appliance.api.openai import upload_form
 from appliance.api.openai.paging import Deleted, Page
+from appliance.api.streaming import ClosingStream
 from appliance.datasets import chat_rows
 from appliance.errors import InvalidInput
 from appliance.records import CheckedRows, StoredFile
@@ -109,10 +109,10 @@ class FilesController(Controller):
         return to_wire(store.files.get(file_id))
 
     @get("/{file_id:str}/content", operation_id="downloadFile", sync_to_thread=True)
-    def content(self, store: Store, file_id: str) -> Stream:
+    def content(self, store: Store, file_id: str) -> ClosingStream:
         """The file's bytes, as they were uploaded; a deletion meanwhile takes nothing from the answer."""
         file = store.files.get(file_id)
-        return Stream(
+        return ClosingStream(
             _pieces(store.files.open_content(file)),
             media_type="application/octet-stream",
             headers={
@@ -131,9 +131,9 @@ class FilesController(Controller):
         return Deleted(id=file_id, object="file")
 
 
-def _pieces(content: BinaryIO) -> Iterator[bytes]:
+async def _pieces(content: BinaryIO) -> AsyncGenerator[bytes, None]:
     with content:
-        while piece := content.read(PIECE_BYTES):
+        while piece := await asyncio.to_thread(content.read, PIECE_BYTES):
             yield piece
 
 
