@@ -111,6 +111,9 @@ class Soak:
         status, text = await self.post(body)
         self.seconds.append(time.perf_counter() - began)
         self.ends[self.end(kind, question, body, status, text)] += 1
+        if status == 503:
+            # As `Retry-After` asks, at the least: else all requests are gone while an engine starts.
+            await asyncio.sleep(1)
 
     def end(self, kind: str, question: str, body: dict[str, Any], status: int, text: str) -> str:
         """How a request ended, in a word; raises AssertionError for an answer that is wrong."""
