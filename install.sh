@@ -152,10 +152,10 @@ install_llama_cpp() {
   if [ "$(cat "$LLAMA_CPP_BUILT" 2>/dev/null)" = "$build" ]; then
     return
   fi
-  say "compiling llama-cpp-python $LLAMA_CPP_PYTHON (about 4 minutes on 2 cores)"
+  say "compiling llama-cpp-python $LLAMA_CPP_PYTHON (about 5 minutes on 2 cores)"
   # The header is found by CPATH, since a flag cannot name a directory with spaces. Nothing here looks at pictures.
   CPATH="$PWD/packaging" CFLAGS="${CFLAGS:-} $flags" CXXFLAGS="${CXXFLAGS:-} $flags" \
-    CMAKE_ARGS="${CMAKE_ARGS:-} -DLLAVA_BUILD=OFF" with_bar 240 \
+    CMAKE_ARGS="${CMAKE_ARGS:-} -DLLAVA_BUILD=OFF" with_bar 300 \
     "$@" --no-cache-dir --force-reinstall --no-deps "llama-cpp-python==$LLAMA_CPP_PYTHON"
   echo "$build" > "$LLAMA_CPP_BUILT"
 }

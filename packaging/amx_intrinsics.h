@@ -1,10 +1,10 @@
 /* Mends `_tile_loadconfig` for llama.cpp; included before every file that the installer has compiled.
 
-   GCC 12's own names 8 of the 64 bytes of a tile configuration as read (amxtileintrin.h; mended in GCC 13). The
-   optimizer drops what was written into the others, and the first prompt ends the engine with SIGILL on every
-   CPU that has AMX. */
+   GCC's own (amxtileintrin.h; seen in 12.2) names 8 of the 64 bytes of a tile configuration as
+   read. The optimizer drops what was written into the others, and the first prompt ends the engine with SIGILL
+   on every CPU that has AMX. Which releases have been mended since is not asked: this one is right with all. */
 
-#if defined(__AMX_TILE__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#if defined(__AMX_TILE__) && defined(__GNUC__) && !defined(__clang__)
 
 #include <immintrin.h>
 

@@ -41,7 +41,8 @@ def _part(schema: dict[str, Any], key: str, depth: int) -> Any:
     if key in ALTERNATIVES and isinstance(value, list):
         return [loosened(each, depth) for each in value]
     if key == "required":
-        return [each for each in value if each in schema.get("properties", {})]
+        properties = schema.get("properties")
+        return [each for each in value if isinstance(properties, dict) and each in properties]
     return loosened(value, depth) if key in ("items", "additionalProperties") else value
 
 

@@ -78,7 +78,14 @@ def test_what_cannot_be_kept_is_left_out(schema: Any, left: Any) -> None:
 
 @pytest.mark.parametrize(
     "schema",
-    [1, {"type": "text"}, {"enum": []}, {"properties": []}, {"$ref": "https://example.com/a"}],
+    [
+        1,
+        {"type": "text"},
+        {"enum": []},
+        {"properties": []},
+        {"properties": 5, "required": ["a"]},
+        {"$ref": "https://example.com/a"},
+    ],
 )
 def test_what_is_no_schema_is_still_refused(schema: Any) -> None:
     with pytest.raises(InvalidInput):
