@@ -48,7 +48,7 @@ def engine() -> None:
     connection = socket.socket(fileno=descriptor)
     asked: queue.SimpleQueue[int] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(connection, asked), daemon=True).start()
-    loaded = Loaded(n_ctx=2048, n_vocab=100, description="stamps", context_length=2048)
+    loaded = Loaded(n_ctx=2048, context_length=2048)
     connection.sendall(protocol.encode(loaded))
     said: dict[int, int] = {}
     pace_seconds = 1 / float(os.environ[PACE_VARIABLE])

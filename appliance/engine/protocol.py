@@ -160,8 +160,6 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     """
 
     n_ctx: int
-    n_vocab: int
-    description: str
     context_length: int
 
 

@@ -68,7 +68,6 @@ class Runtime:
         self.n_ctx = min(n_ctx, self.context_length)
         self.vocabulary = Vocabulary(self._model, gguf)
         self.n_vocab = self.vocabulary.n_tokens
-        self.description = _description(self._model)
         # A recurrent state holds no single tokens, and has its memory for each sequence.
         self.copies_parts = not (
             llama_cpp.llama_model_is_recurrent(self._model)

@@ -101,16 +101,7 @@ def _load(make: Callable[..., Runtime], send: Send) -> Runtime:
     except ApplianceError as exc:
         send([failed(protocol.LOADING_ID, exc)])
         raise
-    send(
-        [
-            Loaded(
-                n_ctx=runtime.n_ctx,
-                n_vocab=runtime.n_vocab,
-                description=runtime.description,
-                context_length=runtime.context_length,
-            )
-        ]
-    )
+    send([Loaded(n_ctx=runtime.n_ctx, context_length=runtime.context_length)])
     return runtime
 
 

@@ -38,7 +38,6 @@ def test_the_model_answers_and_says_what_it_took(starter_gguf: Path) -> None:
         async with running(starter_gguf) as engine:
             assert engine.loaded.n_ctx == 1024
             assert engine.loaded.context_length == 8192
-            assert engine.loaded.n_vocab == 49152
             reply = await ask(engine, CAPITAL)
             assert reply.text == "The capital of France is Paris."
             assert len(reply.pieces) > 3

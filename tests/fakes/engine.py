@@ -73,7 +73,7 @@ class FakeEngine:
                 for tenth in range(1, 10):
                     self.send(Loading(progress=tenth / 10))
                     time.sleep(PIECE_SECONDS)
-        self.send(Loaded(n_ctx=self.n_ctx, n_vocab=100, description="fake", context_length=2048))
+        self.send(Loaded(n_ctx=self.n_ctx, context_length=2048))
         self.send(Load(running=1, waiting=2, cells=42))
 
     def read(self) -> None:

@@ -148,8 +148,7 @@ def _schema(tool: Tool, number: int) -> dict[str, Any]:
 
 def _function(tool: Tool, schema: dict[str, Any], number: int) -> engine_tools.Function:
     try:
-        # Not msgspec, which takes no larger numbers than fit into 64 bits.
-        parameters = json.dumps(schema, ensure_ascii=False)
+        parameters = msgspec.json.encode(schema).decode()
     except RecursionError as exc:
         raise InvalidInput(
             "invalid_schema",
