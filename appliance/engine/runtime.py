@@ -1,7 +1,7 @@
 """One GGUF model in llama.cpp, and its memory of many sequences of tokens.
 
-Every call belongs to one thread. Never reads a state or slot file: llama.cpp trusts them blindly. Knows
-nothing of requests.
+Every call belongs to one thread. Never reads a state or slot file: llama.cpp trusts them blindly, so that
+only what this process has just saved itself is ever restored. Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -73,11 +73,14 @@ class Runtime:
             llama_cpp.llama_model_is_recurrent(self._model)
             or llama_cpp.llama_model_is_hybrid(self._model)
         )
+        # Of a sliding window only the cells in sight are saved, from which no part can be copied.
+        self.saves = self.copies_parts and llama_cpp.llama_model_n_swa(self._model) == 0
         self.n_sequences = slots + (IDLE_SEQUENCES if self.copies_parts else 0)
         self.context = _make_context(self._model, self.n_ctx, threads, self.n_sequences, errors)
         self.adapters = Adapters(self._model, self.context, adapter_budget_bytes)
         self._memory = llama_cpp.llama_get_memory(self.context)
         self._batch = llama_cpp.llama_batch_init(N_BATCH, 0, 1)
+        self._row = ctypes.c_float * self.n_vocab
 
     # --- memory ---
 
@@ -117,7 +120,9 @@ class Runtime:
     def scores(self, row: int) -> npt.NDArray[np.float32]:
         """The logits of the last decode call for one of its rows, shape (n_vocab,); valid until the next."""
         pointer = llama_cpp.llama_get_logits_ith(self.context, row)
-        return np.ctypeslib.as_array(pointer, shape=(self.n_vocab,))
+        # `np.ctypeslib.as_array` makes a type each time, which takes longer than to find the best score.
+        scores = self._row.from_address(ctypes.addressof(pointer.contents))
+        return np.frombuffer(memoryview(scores), np.float32)
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Let an empty sequence begin with the first tokens of another; they share the cells."""
@@ -125,7 +130,32 @@ class Runtime:
 
     def forget(self, sequence: int) -> None:
         """Empty a sequence; cells that another one shares stay."""
-        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+        self.cut(sequence, 0)
+
+    def cut(self, sequence: int, length: int) -> None:
+        """Let a sequence end after its first `length` tokens; cells that another one shares stay."""
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, length, -1)
+
+    def save(self, sequence: int) -> npt.NDArray[np.uint8]:
+        """A copy of all that a sequence holds, for `restore`."""
+        size_bytes = llama_cpp.llama_state_seq_get_size(self.context, sequence)
+        state = np.empty(size_bytes, np.uint8)
+        written = llama_cpp.llama_state_seq_get_data(
+            self.context, _bytes_of(state), size_bytes, sequence
+        )
+        if written != size_bytes:
+            raise ChildFailed(
+                "save_failed",
+                f"llama.cpp should copy {size_bytes} bytes of a sequence; it copied {written}",
+            )
+        return state
+
+    def restore(self, sequence: int, state: npt.NDArray[np.uint8]) -> bool:
+        """Let a sequence hold what was saved; False, and it is empty, if there are too few free cells."""
+        read = llama_cpp.llama_state_seq_set_data(
+            self.context, _bytes_of(state), state.size, sequence
+        )
+        return bool(read)
 
 
 # The library keeps only the address of the callback: without a reference here it would be collected.
@@ -194,6 +224,10 @@ def _make_context(model: Any, n_ctx: int, threads: int, n_sequences: int, errors
             next_step="lower n_ctx or free memory",
         )
     return context
+
+
+def _bytes_of(state: npt.NDArray[np.uint8]) -> Any:
+    return state.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 def _description(model: Any) -> str:

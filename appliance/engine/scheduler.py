@@ -17,9 +17,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from appliance.engine.generation import Generation
+from appliance.engine.prefix import common_prefix
 from appliance.engine.protocol import Delta, Finished, Generate, Load
 from appliance.engine.runtime import N_BATCH, NoCells, Part, Runtime
-from appliance.engine.sequences import Sequences, common_prefix
+from appliance.engine.sequences import Sequences
 from appliance.engine.turns import AdapterTurns, ClientTurns
 from appliance.errors import ApplianceError, ChildFailed
 
@@ -212,7 +213,7 @@ class Scheduler:
         if self._sequences.make_room():
             return []
         youngest = self._running.pop()
-        self._sequences.forget(youngest.sequence)
+        self._sequences.put_away(youngest.sequence)
         if self._running:
             self._waiting.insert(0, youngest)
             self._crowded = True
@@ -227,6 +228,5 @@ class Scheduler:
         failed: list[Event] = [Failure(each.id, error) for each in self._running]
         for generation in list(self._running):
             self._end(generation)
-        while self._sequences.make_room():
-            pass
+        self._sequences.clear()
         return failed

@@ -1,9 +1,10 @@
 """Which tokens each of llama.cpp's sequences holds, so that no prompt decodes twice what was decoded once.
 
 A sequence whose answer has ended stays, idle, until its place or its cells are needed, or the idle ones
-hold too much: the one unused for longest goes first. A new prompt begins with a copy of the longest
-beginning that any sequence holds, be it idle or in use; a copy shares the cells and costs nothing. What was
-decoded with one adapter is nothing to a prompt with another.
+hold too much: the one unused for longest goes first, and what it held is put on a shelf. A new prompt begins
+with a copy of the longest beginning that any sequence holds, be it idle or in use, which shares the cells
+and costs nothing, or with what is on the shelf, if that is longer. What was decoded with one adapter is
+nothing to a prompt with another.
 
 A reused beginning was computed in other batches than a fresh pass would use: logits can differ in the last
 digits, and with them an answer where two tokens are almost equally likely.
@@ -14,12 +15,19 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Sequence
 
+from appliance.engine.prefix import common_prefix, trie_size
 from appliance.engine.runtime import Runtime
+from appliance.engine.shelf import Shelf, Shelved
 
 # Every answer looks at all cells in use, idle ones too, if only to pass them over: on a CPU, with 135 million
-# parameters, 5,120 idle cells cost an answer 2.4 ms a step, be it alone or one of 16. So many idle cells may
-# there be for one running answer, half of them for two, and so on: 1 ms a step.
-IDLE_CELLS = 2048
+# parameters, 1,000 idle cells cost an answer 0.5 ms a step, be it alone or one of 16. So many idle cells may
+# there be for one running answer, half of them for two, and so on: where what goes can be put on the shelf,
+# and where it is lost.
+IDLE_CELLS = 256
+IDLE_CELLS_WITHOUT_SHELF = 2048
+# What is put back shares no cells. To have so many tokens a second time costs, for as long as an answer
+# takes, about what it costs to decode one.
+TOKENS_AGAIN_FOR_ONE = 64
 
 
 class Sequences:
@@ -29,9 +37,14 @@ class Sequences:
         self._runtime = runtime
         self._tokens: dict[int, list[int]] = {}
         self._adapters: dict[int, str | None] = {}
+        # Only copies of each other, and copies of copies, share cells.
+        self._families: dict[int, int] = {}
+        self._new_family = itertools.count()
         # In the order of their last use.
         self._idle: dict[int, None] = {}
         self._free = list(range(runtime.n_sequences))
+        # As much again as there are cells.
+        self._shelf = Shelf(runtime.n_ctx)
 
     def begin(self, prompt: Sequence[int], adapter: str | None = None) -> int:
         """Take a sequence for `prompt`; what it holds already is `held(sequence)`.
@@ -44,20 +57,27 @@ class Sequences:
 
     def _begin(self, prompt: Sequence[int], adapter: str | None) -> int:
         source, kept = self._longest(prompt, adapter)
-        if source in self._idle and kept == len(self._tokens[source]):
+        shelved, length = self._shelf.longest(prompt[:-1], adapter)
+        is_worth_restoring = (length - kept) * TOKENS_AGAIN_FOR_ONE > length
+        if source in self._idle and kept == len(self._tokens[source]) and not is_worth_restoring:
             # The prompt goes on where an answer ended, as the next turn of a conversation does.
             del self._idle[source]
             return source
         sequence = self._take_empty(keep=source)
         self._adapters[sequence] = adapter
+        if shelved and is_worth_restoring and self._restore(shelved, sequence):
+            self._runtime.cut(sequence, length)
+            self._tokens[sequence] = list(prompt[:length])
+            return sequence
         if source in self._tokens and self._runtime.copies_parts:
             self._runtime.copy(source, sequence, kept)
             self._tokens[sequence] = list(prompt[:kept])
+            self._families[sequence] = self._families[source]
         return sequence
 
     def reusable(self, prompt: Sequence[int], adapter: str | None = None) -> int:
         """The number of tokens of a prompt that need not be decoded."""
-        return self._longest(prompt, adapter)[1]
+        return max(self._longest(prompt, adapter)[1], self._shelf.longest(prompt[:-1], adapter)[1])
 
     def held(self, sequence: int) -> int:
         """The number of tokens that a sequence holds."""
@@ -72,21 +92,26 @@ class Sequences:
         self._idle[sequence] = None
         self._forget_what_costs_more_than_it_is_worth()
 
-    def forget(self, sequence: int) -> None:
-        """It holds nothing any more, and is free."""
-        self._idle.pop(sequence, None)
-        self._runtime.forget(sequence)
-        del self._tokens[sequence], self._adapters[sequence]
-        self._free.append(sequence)
+    def put_away(self, sequence: int) -> None:
+        """It is free; what it held is on the shelf, where that is possible."""
+        tokens, adapter = self._tokens[sequence], self._adapters[sequence]
+        if self._runtime.saves and not self._shelf.covers(tokens, adapter):
+            self._shelf.put(Shelved(tokens, adapter, self._runtime.save(sequence)))
+        self._forget(sequence)
+
+    def clear(self) -> None:
+        """Forget what is idle: nobody knows whether it still is what it should be."""
+        for sequence in list(self._idle):
+            self._forget(sequence)
 
     def cells(self) -> int:
         """How many cells all of them take."""
         return self._cells(self._tokens)
 
     def make_room(self) -> bool:
-        """Forget the idle sequence that was unused for longest; False if there is none."""
+        """Put away the idle sequence that was unused for longest; False if there is none."""
         for sequence in self._idle:
-            self.forget(sequence)
+            self.put_away(sequence)
             return True
         return False
 
@@ -94,8 +119,23 @@ class Sequences:
         running = [each for each in self._tokens if each not in self._idle]
         # Cells that a running answer shares count as its own.
         in_use = self._cells(running)
-        while len(self._idle) > 1 and (self.cells() - in_use) * max(1, len(running)) > IDLE_CELLS:
+        most = IDLE_CELLS if self._runtime.saves else IDLE_CELLS_WITHOUT_SHELF
+        while len(self._idle) > 1 and (self.cells() - in_use) * max(1, len(running)) > most:
             self.make_room()
+
+    def _forget(self, sequence: int) -> None:
+        self._idle.pop(sequence, None)
+        self._runtime.forget(sequence)
+        del self._tokens[sequence], self._adapters[sequence], self._families[sequence]
+        self._free.append(sequence)
+
+    def _restore(self, shelved: Shelved, sequence: int) -> bool:
+        """Put it back into an empty sequence; False if there is no room."""
+        while self.cells() + len(shelved.tokens) > self._runtime.n_ctx:
+            if not self.make_room():
+                return False
+        self._shelf.use(shelved)
+        return self._runtime.restore(sequence, shelved.state)
 
     def _longest(self, prompt: Sequence[int], adapter: str | None) -> tuple[int, int]:
         """The sequence that holds the longest beginning of `prompt`, and its length; -1 and 0 for none."""
@@ -108,36 +148,16 @@ class Sequences:
         return best, longest
 
     def _cells(self, sequences: Iterable[int]) -> int:
-        """What they take together; only those of one adapter can share any."""
-        by_adapter: dict[str | None, list[list[int]]] = {}
+        """What they take together."""
+        families: dict[int, list[list[int]]] = {}
         for sequence in sequences:
-            by_adapter.setdefault(self._adapters[sequence], []).append(self._tokens[sequence])
-        return sum(map(_trie_size, by_adapter.values()))
+            families.setdefault(self._families[sequence], []).append(self._tokens[sequence])
+        return sum(map(trie_size, families.values()))
 
     def _take_empty(self, keep: int) -> int:
         """A sequence that holds nothing; for it an idle one may have to go, and `keep` last of all."""
         if not self._free:
-            self.forget(next((each for each in self._idle if each != keep), keep))
+            self.put_away(next((each for each in self._idle if each != keep), keep))
         sequence = self._free.pop()
-        self._tokens[sequence] = []
+        self._tokens[sequence], self._families[sequence] = [], next(self._new_family)
         return sequence
-
-
-def _trie_size(sequences: list[list[int]]) -> int:
-    """The number of their tokens, where a common beginning counts once."""
-    ordered = sorted(sequences)
-    shared = (common_prefix(a, b) for a, b in itertools.pairwise(ordered))
-    return sum(map(len, ordered)) - sum(shared)
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
-    """The number of tokens that two sequences begin with alike."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        # Slices are compared in C.
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

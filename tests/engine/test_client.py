@@ -263,16 +263,23 @@ def test_biased_tokens_are_forced_or_forbidden_and_unknown_ones_refused(
     asyncio.run(run())
 
 
-def test_answers_that_run_together_are_those_that_run_alone(starter_gguf: Path) -> None:
-    questions = [CAPITAL, "What is 2+2?", "What color is the sky?", "Who wrote Hamlet?"] * 2
+def test_answers_that_run_together_are_each_to_its_own_question(starter_gguf: Path) -> None:
+    """In whatever words: llama.cpp rounds otherwise in calls of other sizes."""
+    capitals = {"France": "Paris", "Japan": "Tokyo", "Germany": "Berlin", "Egypt": "Cairo"}
+    questions = {f"What is the capital of {each}?": city for each, city in capitals.items()}
 
     async def run() -> None:
         async with running(starter_gguf) as engine:
-            alone = [(await ask(engine, each, max_tokens=24)).text for each in questions]
-            asked = [asyncio.create_task(ask(engine, each, max_tokens=24)) for each in questions]
-            together = [(await each).text for each in asked]
-        assert together == alone
-        assert len(set(alone)) == 4
+            # The second time they begin with what is left of the first.
+            for _ in range(2):
+                asked = [
+                    (city, asyncio.create_task(ask(engine, question, max_tokens=16)))
+                    for question, city in [*questions.items()] * 2
+                ]
+                assert len(asked) == 8
+                for city, each in asked:
+                    said = (await each).text
+                    assert [other for other in capitals.values() if other in said] == [city]
 
     asyncio.run(run())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +23,12 @@ def sequences(runtime: Runtime) -> Sequences:
     return Sequences(runtime)
 
 
+@pytest.fixture
+def no_shelf(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for models whose sequences cannot be saved."""
+    monkeypatch.setattr(runtime, "saves", False)
+
+
 def fill(sequences: Sequences, runtime: Runtime, prompt: list[int]) -> tuple[int, int]:
     """Decode what of a prompt is new; gives its sequence and the number of tokens that were not."""
     from appliance.engine.runtime import Part
@@ -33,6 +38,17 @@ def fill(sequences: Sequences, runtime: Runtime, prompt: list[int]) -> tuple[int
     runtime.decode([Part(prompt[held:], held, sequence, True)])
     sequences.extend(sequence, prompt[held:])
     return sequence, held
+
+
+def fill_long(sequences: Sequences, runtime: Runtime, prompt: list[int]) -> int:
+    from appliance.engine.runtime import N_BATCH, Part
+
+    sequence = sequences.begin(prompt)
+    for start in range(0, len(prompt), N_BATCH):
+        piece = prompt[start : start + N_BATCH]
+        runtime.decode([Part(piece, start, sequence, False)])
+        sequences.extend(sequence, piece)
+    return sequence
 
 
 def test_beginning_is_copied_from_a_sequence_in_use(sequences: Sequences, runtime: Runtime) -> None:
@@ -64,7 +80,7 @@ def test_next_turn_goes_on_in_the_same_place_and_another_question_does_not(
 
 
 def test_idle_sequence_unused_for_longest_goes_first(
-    sequences: Sequences, runtime: Runtime
+    sequences: Sequences, runtime: Runtime, no_shelf: None
 ) -> None:
     prompts = [[number] * 3 for number in range(runtime.n_sequences)]
     taken = [fill(sequences, runtime, prompt)[0] for prompt in prompts]
@@ -77,7 +93,7 @@ def test_idle_sequence_unused_for_longest_goes_first(
 
 
 def test_beginning_is_kept_though_its_sequence_is_the_next_to_go(
-    sequences: Sequences, runtime: Runtime
+    sequences: Sequences, runtime: Runtime, no_shelf: None
 ) -> None:
     taken = [fill(sequences, runtime, [number] * 3)[0] for number in range(runtime.n_sequences)]
     for sequence in taken[:2]:
@@ -89,11 +105,11 @@ def test_beginning_is_kept_though_its_sequence_is_the_next_to_go(
 
 
 def test_idle_sequences_hold_no_more_than_is_good_for_the_others(
-    sequences: Sequences, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    sequences: Sequences, runtime: Runtime, no_shelf: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from appliance.engine import sequences as module
 
-    monkeypatch.setattr(module, "IDLE_CELLS", 60)
+    monkeypatch.setattr(module, "IDLE_CELLS_WITHOUT_SHELF", 60)
     running, _ = fill(sequences, runtime, SYSTEM)
     prompts = [[*SYSTEM, *[number] * 15] for number in range(5)]
     for prompt in prompts:
@@ -113,17 +129,17 @@ def test_idle_sequences_hold_no_more_than_is_good_for_the_others(
 
 
 def test_last_of_the_idle_stays_however_long_it_is(
-    sequences: Sequences, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+    sequences: Sequences, runtime: Runtime, no_shelf: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from appliance.engine import sequences as module
 
-    monkeypatch.setattr(module, "IDLE_CELLS", 10)
+    monkeypatch.setattr(module, "IDLE_CELLS_WITHOUT_SHELF", 10)
     for prompt in ([1] * 30, [2] * 30):
         sequences.release(fill(sequences, runtime, prompt)[0])
     assert [sequences.reusable([number] * 31) for number in (1, 2)] == [0, 30]
 
 
-def test_copy_lives_on_when_its_source_is_forgotten(sequences: Sequences, runtime: Runtime) -> None:
+def test_copy_lives_on_when_its_source_is_put_away(sequences: Sequences, runtime: Runtime) -> None:
     from appliance.engine.runtime import Part
 
     def next_token(sequence: int) -> int:
@@ -136,7 +152,7 @@ def test_copy_lives_on_when_its_source_is_forgotten(sequences: Sequences, runtim
     source, _ = fill(sequences, runtime, prompt)
     copy, _ = fill(sequences, runtime, prompt)
     expected = next_token(source)
-    sequences.forget(source)
+    sequences.put_away(source)
     fill(sequences, runtime, list(range(1000, 1150)))
     assert next_token(copy) == expected
 
@@ -154,19 +170,81 @@ def test_memory_that_holds_no_parts_is_used_only_where_it_goes_on(
     assert (again, held) == (first, len(SYSTEM))
 
 
-def test_common_prefix_is_that_of_a_plain_count() -> None:
-    from appliance.engine.sequences import common_prefix
+def test_what_was_put_away_comes_back_as_it_was(sequences: Sequences, runtime: Runtime) -> None:
+    import numpy as np
 
-    choose = random.Random(1)
-    cases = 0
-    for _ in range(2000):
-        first = [choose.randrange(2) for _ in range(choose.randrange(30))]
-        cut = choose.randrange(len(first) + 1)
-        second = [*first[:cut], *(choose.randrange(2) for _ in range(choose.randrange(9)))]
-        pairs = zip(first, second, strict=False)
-        expected = next(
-            (index for index, (a, b) in enumerate(pairs) if a != b), min(len(first), len(second))
-        )
-        assert common_prefix(first, second) == expected
-        cases += 1
-    assert cases == 2000
+    def scores(sequence: int) -> object:
+        (row,) = runtime.decode([Part([5], sequences.held(sequence), sequence, True)])
+        assert row is not None
+        return runtime.scores(row).copy()
+
+    from appliance.engine.runtime import Part
+
+    source, _ = fill(sequences, runtime, SYSTEM)
+    expected = scores(source)
+    sequences.put_away(source)
+    assert sequences.cells() == 0
+    # Others take its cells, and it finds its own wherever there are some.
+    fill(sequences, runtime, list(range(1000, 1013)))
+    sequences.put_away(fill(sequences, runtime, list(range(2000, 2040)))[0])
+    again = sequences.begin([*SYSTEM, 5])
+    assert sequences.held(again) == len(SYSTEM)
+    assert np.allclose(scores(again), expected, atol=1e-3)
+    part = sequences.begin([*SYSTEM[:25], 7])
+    assert sequences.held(part) == 25
+
+
+def test_more_idle_than_is_good_for_the_others_is_put_on_the_shelf(
+    sequences: Sequences, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from appliance.engine import sequences as module
+
+    monkeypatch.setattr(module, "IDLE_CELLS", 60)
+    prompts = [[number] * 40 for number in range(5)]
+    for prompt in prompts:
+        sequences.release(fill(sequences, runtime, prompt)[0])
+    assert sequences.cells() == 40
+    assert [sequences.reusable([*each, 0]) for each in prompts] == [40, 40, 40, 40, 40]
+    assert [sequences.held(sequences.begin([*each, 99])) for each in prompts] == [40] * 5
+
+
+def test_shelf_is_left_alone_for_a_few_tokens_more(sequences: Sequences, runtime: Runtime) -> None:
+    """What a copy shares is worth more."""
+    long = list(range(100, 200))
+    fill(sequences, runtime, [*long, 1])
+    sequences.put_away(fill(sequences, runtime, [*long, 2, 3, 4])[0])
+    assert sequences.cells() == 101
+    assert sequences.held(sequences.begin([*long, 2, 9])) == 100
+    assert sequences.cells() == 101
+    assert sequences.held(sequences.begin([*long, 2, 3, 9])) == 102
+    assert sequences.cells() == 101 + 102
+
+
+def test_nothing_is_put_back_where_there_is_no_room(sequences: Sequences, runtime: Runtime) -> None:
+    most = runtime.n_ctx
+    old = [7] * (most // 2)
+    sequences.put_away(fill_long(sequences, runtime, old))
+    fill_long(sequences, runtime, [8] * (most // 2 + 1))
+    assert sequences.reusable([*old, 1]) == most // 2
+    assert sequences.held(sequences.begin([*old, 1])) == 0
+    # An idle one would have made room.
+    sequences.release(fill(sequences, runtime, [3] * 5)[0])
+    assert sequences.cells() == most // 2 + 6
+
+
+def test_idle_ones_make_room_for_what_is_put_back(sequences: Sequences, runtime: Runtime) -> None:
+    old, idle = [7] * (runtime.n_ctx // 2), [8] * (runtime.n_ctx // 2 + 1)
+    sequences.put_away(fill_long(sequences, runtime, old))
+    sequences.release(fill_long(sequences, runtime, idle))
+    assert sequences.held(sequences.begin([*old, 1])) == len(old)
+    assert sequences.cells() == len(old)
+
+
+def test_what_may_be_wrong_is_forgotten_and_not_kept(
+    sequences: Sequences, runtime: Runtime
+) -> None:
+    sequences.put_away(fill(sequences, runtime, SYSTEM)[0])
+    sequences.release(fill(sequences, runtime, [5] * 30)[0])
+    sequences.clear()
+    assert (sequences.cells(), sequences.reusable([5] * 30)) == (0, 0)
+    assert sequences.reusable([*SYSTEM, 1]) == len(SYSTEM)
