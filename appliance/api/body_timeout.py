@@ -8,7 +8,9 @@ that does not know may send its next request into the closing one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Iterator
 from typing import cast
 
 from litestar.types import ASGIApp, HTTPReceiveMessage, Message, Receive, Scope, Send
@@ -28,7 +30,7 @@ class BodyTimeout:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on with a `receive` and a `send` that give up."""
         complete = not _has_body(scope)
-        cut = False
+        sending = _Sending(self._seconds)
 
         async def receive_in_time() -> HTTPReceiveMessage:
             nonlocal complete
@@ -52,24 +54,51 @@ class BodyTimeout:
         async def send_honestly(message: Message) -> None:
             if message["type"] == "http.response.start" and not complete:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
-            try:
-                async with asyncio.timeout(self._seconds):
-                    await send(message)
-            except TimeoutError:
-                nonlocal cut
-                cut = True
-                raise SlowClient(
-                    "answer_not_read",
-                    f"the answer should be read; nothing was taken for {self._seconds:g} s",
-                ) from None
+            sending.begin()
+            await send(message)
+            sending.end()
 
         try:
-            await self._app(scope, receive_in_time, send_honestly)
-        except Exception:
-            if not cut:
+            async with asyncio.timeout(None) as cut:
+                with sending.watched(cut):
+                    await self._app(scope, receive_in_time, send_honestly)
+        except TimeoutError:
+            if not cut.expired():
                 raise
             # Nobody is there to be told.
             logger.info("client stopped reading", extra={"path": scope["path"]})
+
+
+class _Sending:
+    """Cuts who sends one message for too long. With one timer: a stream has a message for each token."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._loop = asyncio.get_running_loop()
+        self._since: float | None = None
+
+    def begin(self) -> None:
+        self._since = self._loop.time()
+
+    def end(self) -> None:
+        self._since = None
+
+    @contextlib.contextmanager
+    def watched(self, cut: asyncio.Timeout) -> Iterator[None]:
+        """Let `cut` expire as soon as one message takes longer, while the block runs."""
+        self._look(cut)
+        try:
+            yield
+        finally:
+            self._timer.cancel()
+
+    def _look(self, cut: asyncio.Timeout) -> None:
+        now = self._loop.time()
+        due = (now if self._since is None else self._since) + self._seconds
+        if due <= now:
+            cut.reschedule(now)
+        else:
+            self._timer = self._loop.call_at(due, self._look, cut)
 
 
 def _has_body(scope: Scope) -> bool:

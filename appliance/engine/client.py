@@ -16,7 +16,7 @@ from pathlib import Path
 from appliance import process
 from appliance.engine import protocol
 from appliance.engine.answer import Answer
-from appliance.engine.ending import died, error_of, see_end, stalled
+from appliance.engine.ending import died, error_of, see_end, stalled, stopped
 from appliance.engine.protocol import Delta, Failed, Finished, Loaded, Prompt, Reply, Sampling
 from appliance.engine.tools import Tools
 from appliance.errors import UNDECODABLE, ChildFailed, TooLarge
@@ -52,7 +52,9 @@ class Engine:
         self.last_words = ""
         """How it ended; empty until it has."""
         self._stopping = False
+        self._has_stalled = False
         self._receiver = asyncio.create_task(self._receive(), name=f"replies of {child.name}")
+        self._watch = asyncio.create_task(self._stop_if_stalled(), name=f"watch of {child.name}")
 
     @property
     def alive(self) -> bool:
@@ -105,10 +107,12 @@ class Engine:
             adapter=None if adapter is None else str(adapter),
             client=client,
         )
+        if not self._owes_an_answer:
+            self._heard_at = asyncio.get_running_loop().time()
         answer = self._answers[request.id] = Answer(request.id)
         try:
             await self._send(request)
-            while not isinstance(piece := await self._read(answer), Finished):
+            while not isinstance(piece := await answer.read(), Finished):
                 yield piece
             # Whoever has the end may never come back for more.
             self._forget(request.id)
@@ -122,18 +126,20 @@ class Engine:
         await self._child.stop()
         await asyncio.shield(self._receiver)
 
-    async def _read(self, answer: Answer) -> Delta | Finished:
-        """The next of an answer; ends an engine that has said nothing to anybody for too long."""
+    @property
+    def _owes_an_answer(self) -> bool:
+        return any(not each.ended for each in self._answers.values())
+
+    async def _stop_if_stalled(self) -> None:
+        """End an engine that owes answers and says nothing. One for all: a timer a token costs more."""
         loop = asyncio.get_running_loop()
         while True:
-            waits_since = loop.time()
-            try:
-                async with asyncio.timeout(self._stall_seconds):
-                    return await answer.read()
-            except TimeoutError:
-                if self._heard_at < waits_since:
-                    await self._child.stop()
-                    raise stalled(self._child, "answering", self._stall_seconds) from None
+            since = self._heard_at if self._owes_an_answer else loop.time()
+            if (left := since + self._stall_seconds - loop.time()) <= 0:
+                self._has_stalled = True
+                await self._child.stop()
+                return
+            await asyncio.sleep(left)
 
     # --- requests ---
 
@@ -198,6 +204,7 @@ class Engine:
         self._writer.close()
         await see_end(self._child)
         self.last_words = self._child.describe_death()
+        self._watch.cancel()
         for answer in self._answers.values():
             answer.end(self._ended())
         logger.log(
@@ -208,11 +215,9 @@ class Engine:
 
     def _ended(self) -> ChildFailed:
         if self._stopping:
-            return ChildFailed(
-                "engine_stopped",
-                f"{self._child.name} should answer, but it was stopped",
-                next_step="send the request again",
-            )
+            return stopped(self._child)
+        if self._has_stalled:
+            return stalled(self._child, "answering", self._stall_seconds)
         return died(self._child)
 
 

@@ -30,6 +30,15 @@ def stalled(child: process.Child, work: str, stall_seconds: float) -> ChildFaile
     )
 
 
+def stopped(child: process.Child) -> ChildFailed:
+    """The daemon has ended the engine."""
+    return ChildFailed(
+        "engine_stopped",
+        f"{child.name} should answer, but it was stopped",
+        next_step="send the request again",
+    )
+
+
 def died(child: process.Child) -> ChildFailed:
     """The engine ended by itself, or by somebody else's hand."""
     return ChildFailed(

@@ -34,7 +34,8 @@ def _bytes_without_adapters(store: Store, profile: HardwareProfile, model: str, 
     shape = stored_base.read(store.directory / base.directory / "hf") if base else None
     if base is None or shape is None:
         cache_bytes = _cache_bytes(path, path.stat().st_mtime_ns, profile.n_ctx)
-        return file_bytes + cache_bytes + needs.engine_bytes(profile.family)
+        shelf_bytes = needs.shelf_bytes(cache_bytes, profile.family)
+        return file_bytes + cache_bytes + shelf_bytes + needs.engine_bytes(profile.family)
     # The formula by which a job was accepted. The engine cuts the context to what the model was trained with.
     n_ctx = min(profile.n_ctx, base.context_length)
     return needs.serving_bytes(shape, file_bytes, n_ctx, "f16", profile.family)

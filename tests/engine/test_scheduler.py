@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from appliance.engine.protocol import Delta, Finished, Generate, Message, Sampling
+from appliance.engine.protocol import Delta, Finished, Generate, Message, Raw, Sampling
 from appliance.errors import ChildFailed, InvalidInput
 from tests.engine.asking import add
 
@@ -108,16 +108,37 @@ def words(count: int, word: str) -> str:
 
 
 def test_answers_run_together_and_each_is_told_its_own(watched: Watched) -> None:
-    questions = ["What is the capital of France?", "What is 2+2?", "What color is the sky?"]
-    alone = {}
-    for index, question in enumerate(questions):
-        watched.add(index, question, 8)
-        alone |= texts(watched.run())
-    watched.calls.clear()
-    for index, question in enumerate(questions):
-        watched.add(index, question, 8)
-    assert texts(watched.run()) == alone
+    capitals = {"France": "Paris", "Japan": "Tokyo", "Egypt": "Cairo"}
+    for index, country in enumerate(capitals):
+        watched.add(index, f"What is the capital of {country}?", 12)
+    said = texts(watched.run())
     assert [1, 1, 1] in watched.sizes()
+    assert len(said) == 3
+    for index, capital in enumerate(capitals.values()):
+        assert [each for each in capitals.values() if each in said[index]] == [capital]
+
+
+def test_conversations_in_turn_each_go_on_where_they_were(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With room for one in the pool, and for all on the shelf."""
+    from appliance.engine import sequences
+
+    monkeypatch.setattr(sequences, "IDLE_CELLS", 0)
+    talks = [[first] * 20 for first in (1000, 2000, 3000)]
+    left_to_decode = []
+    for turn in range(3):
+        for index, talk in enumerate(talks):
+            sampling = Sampling(temperature=0.0, max_tokens=4, logit_bias={END_OF_TURN: -100.0})
+            request = Generate(id=turn * 3 + index, prompt=Raw(content=talk), sampling=sampling)
+            watched.scheduler.add(request, list(talk))
+            (generation,) = watched.scheduler._waiting
+            (end,) = ends(watched.run()).values()
+            left_to_decode.append(len(talk) - end.cached_tokens)
+            talks[index] = [*generation.tokens, 7]
+            assert watched.scheduler.load().cells == len(generation.tokens) - 1
+    # Of each later turn what is new, and the answer's last token.
+    assert left_to_decode == [20, 20, 20, 2, 2, 2, 2, 2, 2]
     assert watched.holds_nothing_in_use()
 
 

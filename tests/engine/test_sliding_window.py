@@ -75,6 +75,12 @@ def test_reused_beginning_gives_what_a_fresh_pass_gives(windowed: Runtime) -> No
     assert relative(other, fresh) > 1e-1
 
 
+def test_what_only_its_window_was_copied_of_is_not_put_on_the_shelf(
+    windowed: Runtime, runtime: Runtime
+) -> None:
+    assert (windowed.saves, runtime.saves) == (False, True)
+
+
 def test_scheduler_shares_a_beginning_of_several_windows(windowed: Runtime) -> None:
     from appliance.engine.protocol import Finished, Generate, Raw, Sampling
     from appliance.engine.scheduler import Scheduler

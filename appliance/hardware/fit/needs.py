@@ -113,6 +113,14 @@ def engine_bytes(family: Family) -> int:
     return _ENGINE_BYTES if family == "cpu" else _ENGINE_ON_GPU_BYTES
 
 
+def shelf_bytes(cache_bytes: int, family: Family) -> int:
+    """Of the device's memory, for what the engine keeps of answers that have ended: as much as its cache.
+
+    It is kept in the host's memory.
+    """
+    return 0 if family == "discrete" else cache_bytes
+
+
 def adapter_budget_bytes(file_bytes: int) -> int:
     """Of the device's memory, for the adapters of a base whose file has so many bytes."""
     return max(ADAPTERS_LEAST_BYTES, file_bytes // ADAPTERS_PART_OF_FILE)
@@ -122,4 +130,5 @@ def serving_bytes(
     shape: ModelShape, file_bytes: int, n_ctx: int, kv_type: KvType, family: Family
 ) -> int:
     """Of the device's memory, with one context; the file is mapped and counts in full."""
-    return file_bytes + cache_bytes(shape, n_ctx, kv_type) + engine_bytes(family)
+    cache = cache_bytes(shape, n_ctx, kv_type)
+    return file_bytes + cache + shelf_bytes(cache, family) + engine_bytes(family)

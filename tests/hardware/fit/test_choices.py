@@ -80,12 +80,12 @@ def test_room_is_what_is_left_or_missing():
     assert (nothing.fits, nothing.margin_bytes, nothing.margin_percent) == (False, -1, None)
 
 
-def test_served_file_takes_its_size_its_cache_and_the_engine():
+def test_served_file_takes_its_size_its_cache_its_shelf_and_the_engine():
     base, where = setup().shape, machine(1)
     file = ServedFile(quantization="Q8_0", file_bytes=1000, predicted=True)
     (one,) = choices.serving_choices(base, [file], 512, "f16", where)
     assert one.cache_bytes == 2 * 30 * 192 * 512 * 2
-    assert one.room.needed_bytes == 1000 + one.cache_bytes + needs.engine_bytes("cpu")
+    assert one.room.needed_bytes == 1000 + 2 * one.cache_bytes + needs.engine_bytes("cpu")
     assert one.room.available_bytes == where.device_bytes
     (longer,) = choices.serving_choices(base, [file], 4096, "f16", where)
     assert longer.cache_bytes == 8 * one.cache_bytes

@@ -160,12 +160,14 @@ def test_published_8b_qlora_fits_the_cards_it_is_said_to_fit():
     assert not planner.verdict(one_row, machine(5.5, "discrete", host_gib=64)).fits
 
 
-def test_serving_counts_file_cache_and_engine():
+@pytest.mark.parametrize(("family", "times"), [("cpu", 2), ("unified", 2), ("discrete", 1)])
+def test_serving_counts_file_cache_shelf_and_engine(family, times):
+    """The shelf is as large as the cache, and in the host's memory."""
     base = setup().shape
-    short = needs.serving_bytes(base, 100, 512, "f16", "cpu")
-    assert needs.serving_bytes(base, 200, 512, "f16", "cpu") == short + 100
-    longer = needs.serving_bytes(base, 100, 4096, "f16", "cpu") - short
-    assert longer == 2 * 30 * 192 * (4096 - 512) * 2
+    short = needs.serving_bytes(base, 100, 512, "f16", family)
+    assert needs.serving_bytes(base, 200, 512, "f16", family) == short + 100
+    longer = needs.serving_bytes(base, 100, 4096, "f16", family) - short
+    assert longer == times * 2 * 30 * 192 * (4096 - 512) * 2
 
 
 # Measured peaks of the release child in MiB, mapped weights included: the starter and random models with its
