@@ -13,8 +13,8 @@ from pathlib import Path
 
 from appliance import process
 
-# How often a thread of OpenMP looks for work before it sleeps. On x86 a look takes 40 to 140 cycles, so this is
-# 50 to 150 microseconds: longer than the waits within a decode call and shorter than those between two. Then
+# How often a thread of OpenMP looks for work before it sleeps. On x86 a look takes 40 to 140 cycles, so this
+# is 50 to 150 microseconds: longer than the waits within a decode call, shorter than those between two. Then
 # there is a core for the daemon, which passes on what was said. With libgomp's own 300,000 the core is taken,
 # and the thread that is to make the next call waits for the daemon. Elsewhere a look takes about a cycle.
 SPIN_COUNT = "3000"
