@@ -55,8 +55,10 @@ class BodyTimeout:
             if message["type"] == "http.response.start" and not complete:
                 message["headers"] = [*message["headers"], (b"connection", b"close")]
             sending.begin()
-            await send(message)
-            sending.end()
+            try:
+                await send(message)
+            finally:
+                sending.end()
 
         try:
             async with asyncio.timeout(None) as cut:

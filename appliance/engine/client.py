@@ -59,7 +59,8 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether a request has a chance."""
-        return not self._stopping and not self._receiver.done() and self._child.returncode is None
+        ends = self._stopping or self._has_stalled or self._receiver.done()
+        return not ends and self._child.returncode is None
 
     @property
     def pending(self) -> int:
@@ -90,12 +91,10 @@ class Engine:
     ) -> AsyncGenerator[Delta | Finished, None]:
         """Answer a prompt: pieces of text, then of calls, then how it ended; with an adapter if one is given.
 
-        Those who wait take turns by `client`.
-
-        Leaving early cancels the request; use `contextlib.aclosing`, so that it does so at once. Raises
-        InvalidInput or TooLarge for a request that cannot be answered, SlowClient when too much lies
-        unread, ChildFailed when the engine failed ("engine_died", "engine_stopped", "engine_stalled",
-        "decode_failed").
+        Those who wait take turns by `client`. Leaving early cancels the request; use `contextlib.aclosing`, so
+        that it does so at once. Raises InvalidInput or TooLarge for a request that cannot be answered,
+        SlowClient when too much lies unread, ChildFailed when the engine failed ("engine_died",
+        "engine_stopped", "engine_stalled", "decode_failed").
         """
         if self.last_words:
             raise self._ended()
@@ -138,7 +137,7 @@ class Engine:
             if (left := since + self._stall_seconds - loop.time()) <= 0:
                 self._has_stalled = True
                 await self._child.stop()
-                return
+                return self._tell_all()
             await asyncio.sleep(left)
 
     # --- requests ---
@@ -202,16 +201,18 @@ class Engine:
     async def _bury(self) -> None:
         """The connection has ended: see the process end, then tell everyone who waits."""
         self._writer.close()
+        if not self._has_stalled:
+            self._watch.cancel()
         await see_end(self._child)
+        self._tell_all()
+        level = logging.INFO if self._stopping else logging.ERROR
+        told = {"child": self._child.name, "reason": self.last_words}
+        logger.log(level, "engine ended", extra=told)
+
+    def _tell_all(self) -> None:
         self.last_words = self._child.describe_death()
-        self._watch.cancel()
         for answer in self._answers.values():
             answer.end(self._ended())
-        logger.log(
-            logging.INFO if self._stopping else logging.ERROR,
-            "engine ended",
-            extra={"child": self._child.name, "reason": self.last_words},
-        )
 
     def _ended(self) -> ChildFailed:
         if self._stopping:

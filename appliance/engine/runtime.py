@@ -1,7 +1,7 @@
 """One GGUF model in llama.cpp, and its memory of many sequences of tokens.
 
-Every call belongs to one thread. Never reads a state or slot file: llama.cpp trusts them blindly, so that
-only what this process has just saved itself is ever restored. Knows nothing of requests.
+Every call belongs to one thread. Never reads a state or slot file: llama.cpp trusts them blindly, and only
+what this process has saved itself is ever restored. Knows nothing of requests.
 """
 
 from __future__ import annotations

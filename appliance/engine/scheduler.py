@@ -4,7 +4,7 @@ Every step decodes the newest token of each running answer and, beside them, pie
 take turns in starting an answer, so that one who asks for many holds nobody up; the answers of each start in
 the order in which they were asked for. One whose prompt begins like a prompt that is being decoded waits for
 that and then copies it. The cells are shared: where they run out, idle sequences go
-first, and then the youngest answer, which begins anew later and says nothing twice.
+first, and then the youngest answer, which goes on later and says nothing twice.
 
 Only answers with the same adapter can share a call. Where they have several, those of each take turns.
 
@@ -226,7 +226,8 @@ class Scheduler:
     def _fail_all(self, error: ChildFailed) -> list[Event]:
         """Nobody knows what llama.cpp holds now: whatever was running has failed."""
         failed: list[Event] = [Failure(each.id, error) for each in self._running]
-        for generation in list(self._running):
-            self._end(generation)
+        for each in self._running:
+            each.close()
+        self._running, self._crowded = [], False
         self._sequences.clear()
         return failed

@@ -3,8 +3,8 @@
 A sequence whose answer has ended stays, idle, until its place or its cells are needed, or the idle ones
 hold too much: the one unused for longest goes first, and what it held is put on a shelf. A new prompt begins
 with a copy of the longest beginning that any sequence holds, be it idle or in use, which shares the cells
-and costs nothing, or with what is on the shelf, if that is longer. What was decoded with one adapter is
-nothing to a prompt with another.
+and costs nothing, or with what is on the shelf, if that is enough longer and there is room. What was decoded
+with one adapter is nothing to a prompt with another.
 
 A reused beginning was computed in other batches than a fresh pass would use: logits can differ in the last
 digits, and with them an answer where two tokens are almost equally likely.
@@ -57,19 +57,20 @@ class Sequences:
 
     def _begin(self, prompt: Sequence[int], adapter: str | None) -> int:
         source, kept = self._longest(prompt, adapter)
-        shelved, length = self._shelf.longest(prompt[:-1], adapter)
-        is_worth_restoring = (length - kept) * TOKENS_AGAIN_FOR_ONE > length
-        if source in self._idle and kept == len(self._tokens[source]) and not is_worth_restoring:
+        shelved, length = self._worth_restoring(prompt, adapter, kept)
+        if shelved is None and source in self._idle and kept == len(self._tokens[source]):
             # The prompt goes on where an answer ended, as the next turn of a conversation does.
             del self._idle[source]
             return source
+        if shelved is not None:
+            # Now: what is put away to make room may push it from the shelf.
+            self._shelf.use(shelved)
         sequence = self._take_empty(keep=source)
         self._adapters[sequence] = adapter
-        if shelved and is_worth_restoring and self._restore(shelved, sequence):
+        if shelved is not None and self._restore(shelved, sequence):
             self._runtime.cut(sequence, length)
             self._tokens[sequence] = list(prompt[:length])
-            return sequence
-        if source in self._tokens and self._runtime.copies_parts:
+        elif source in self._tokens and self._runtime.copies_parts:
             self._runtime.copy(source, sequence, kept)
             self._tokens[sequence] = list(prompt[:kept])
             self._families[sequence] = self._families[source]
@@ -77,7 +78,8 @@ class Sequences:
 
     def reusable(self, prompt: Sequence[int], adapter: str | None = None) -> int:
         """The number of tokens of a prompt that need not be decoded."""
-        return max(self._longest(prompt, adapter)[1], self._shelf.longest(prompt[:-1], adapter)[1])
+        kept = self._longest(prompt, adapter)[1]
+        return max(kept, self._worth_restoring(prompt, adapter, kept)[1])
 
     def held(self, sequence: int) -> int:
         """The number of tokens that a sequence holds."""
@@ -95,13 +97,14 @@ class Sequences:
     def put_away(self, sequence: int) -> None:
         """It is free; what it held is on the shelf, where that is possible."""
         tokens, adapter = self._tokens[sequence], self._adapters[sequence]
-        if self._runtime.saves and not self._shelf.covers(tokens, adapter):
+        if tokens and self._runtime.saves and not self._shelf.covers(tokens, adapter):
+            self._shelf.make_room(tokens, adapter)
             self._shelf.put(Shelved(tokens, adapter, self._runtime.save(sequence)))
         self._forget(sequence)
 
     def clear(self) -> None:
-        """Forget what is idle: nobody knows whether it still is what it should be."""
-        for sequence in list(self._idle):
+        """Forget all of them: nobody knows whether they still are what they should be."""
+        for sequence in list(self._tokens):
             self._forget(sequence)
 
     def cells(self) -> int:
@@ -116,7 +119,7 @@ class Sequences:
         return False
 
     def _forget_what_costs_more_than_it_is_worth(self) -> None:
-        running = [each for each in self._tokens if each not in self._idle]
+        running = self._running()
         # Cells that a running answer shares count as its own.
         in_use = self._cells(running)
         most = IDLE_CELLS if self._runtime.saves else IDLE_CELLS_WITHOUT_SHELF
@@ -129,12 +132,23 @@ class Sequences:
         del self._tokens[sequence], self._adapters[sequence], self._families[sequence]
         self._free.append(sequence)
 
+    def _running(self) -> list[int]:
+        return [each for each in self._tokens if each not in self._idle]
+
+    def _worth_restoring(
+        self, prompt: Sequence[int], adapter: str | None, kept: int
+    ) -> tuple[Shelved | None, int]:
+        """What on the shelf holds enough more of a prompt than `kept`, and how much of it; or None and 0."""
+        shelved, length = self._shelf.longest(prompt[:-1], adapter)
+        if shelved is None or (length - kept) * TOKENS_AGAIN_FOR_ONE <= len(shelved.tokens):
+            return None, 0
+        has_room = self._cells(self._running()) + len(shelved.tokens) <= self._runtime.n_ctx
+        return (shelved, length) if has_room else (None, 0)
+
     def _restore(self, shelved: Shelved, sequence: int) -> bool:
-        """Put it back into an empty sequence; False if there is no room."""
-        while self.cells() + len(shelved.tokens) > self._runtime.n_ctx:
-            if not self.make_room():
-                return False
-        self._shelf.use(shelved)
+        """Put it back into an empty sequence, in the place of idle ones if need be; False if that fails."""
+        while self.cells() + len(shelved.tokens) > self._runtime.n_ctx and self.make_room():
+            pass
         return self._runtime.restore(sequence, shelved.state)
 
     def _longest(self, prompt: Sequence[int], adapter: str | None) -> tuple[int, int]:
@@ -148,7 +162,7 @@ class Sequences:
         return best, longest
 
     def _cells(self, sequences: Iterable[int]) -> int:
-        """What they take together."""
+        """What they take together, or a little more: copies that went on alike count once."""
         families: dict[int, list[list[int]]] = {}
         for sequence in sequences:
             families.setdefault(self._families[sequence], []).append(self._tokens[sequence])

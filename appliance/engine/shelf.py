@@ -45,12 +45,15 @@ class Shelf:
         self.use(found)
         return True
 
-    def put(self, shelved: Shelved) -> None:
-        """Keep it, instead of what it goes on from."""
-        self._shelved = [each for each in self._shelved if not _goes_on(shelved, each)]
-        self._shelved.append(shelved)
-        while self.tokens > self._most_tokens:
+    def make_room(self, tokens: list[int], adapter: str | None) -> None:
+        """Let go of what these go on from, and of what else must go before they can be put here."""
+        self._shelved = [each for each in self._shelved if not _goes_on(tokens, adapter, each)]
+        while self._shelved and self.tokens + len(tokens) > self._most_tokens:
             del self._shelved[0]
+
+    def put(self, shelved: Shelved) -> None:
+        """Keep it; there must be room."""
+        self._shelved.append(shelved)
 
     def longest(self, prompt: Sequence[int], adapter: str | None) -> tuple[Shelved | None, int]:
         """What holds the longest beginning of a prompt, and how long that is."""
@@ -67,6 +70,5 @@ class Shelf:
         self._shelved = [each for each in self._shelved if each is not shelved] + [shelved]
 
 
-def _goes_on(shelved: Shelved, other: Shelved) -> bool:
-    length = len(other.tokens)
-    return shelved.adapter == other.adapter and shelved.tokens[:length] == other.tokens
+def _goes_on(tokens: list[int], adapter: str | None, other: Shelved) -> bool:
+    return adapter == other.adapter and tokens[: len(other.tokens)] == other.tokens

@@ -82,6 +82,30 @@ def test_a_stopped_engine_is_noticed_and_ended(starter_gguf: Path, times: int) -
     asyncio.run(run())
 
 
+def test_all_who_wait_for_a_stopped_engine_are_told(starter_gguf: Path) -> None:
+    async def run() -> None:
+        async with running(starter_gguf, stall_seconds=3) as engine:
+            asked = [asyncio.create_task(ask(engine, ENDLESS)) for _ in range(3)]
+            await asyncio.sleep(0.5)
+            os.kill(engine.pid, signal.SIGSTOP)
+            ends = await asyncio.gather(*asked, return_exceptions=True)
+            assert [getattr(end, "code", end) for end in ends] == ["engine_stalled"] * 3
+            assert engine.pending == 0
+
+    asyncio.run(run())
+
+
+def test_engine_that_nobody_asks_may_be_silent(starter_gguf: Path) -> None:
+    async def run() -> None:
+        async with running(starter_gguf, stall_seconds=1) as engine:
+            for _ in range(2):
+                await asyncio.sleep(1.5)
+                assert engine.alive
+                await ask(engine, "Say hello.", max_tokens=4)
+
+    asyncio.run(run())
+
+
 def test_stopping_ends_a_busy_engine_and_says_so_to_who_waits(starter_gguf: Path) -> None:
     async def run() -> None:
         async with running(starter_gguf, n_ctx=8192) as engine:

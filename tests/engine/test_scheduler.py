@@ -199,7 +199,9 @@ def test_idle_beginnings_make_room_for_a_new_prompt(watched: Watched) -> None:
     assert watched.holds_nothing_in_use()
 
 
-def test_youngest_begins_anew_where_cells_run_out_and_says_nothing_twice(watched: Watched) -> None:
+def test_youngest_goes_on_later_where_cells_run_out_and_says_nothing_twice(
+    watched: Watched,
+) -> None:
     """Two answers of 125 tokens beside their prompts have no room together in 256 cells."""
     for index, tale in enumerate(["Count to a hundred.", "Name a hundred animals, please."]):
         watched.add(index, tale, 125)
@@ -242,8 +244,11 @@ def test_cancelled_answers_say_no_more_and_leave_their_slots(watched: Watched) -
 def test_failed_call_fails_what_ran_and_nothing_that_waited(
     watched: Watched, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from appliance.engine import sequences
     from appliance.engine.scheduler import Failure
 
+    # Each that ended would be put on the shelf.
+    monkeypatch.setattr(sequences, "IDLE_CELLS", 0)
     for index in range(SLOTS + 1):
         watched.add(index, f"Tell me story {index}.", 3)
     decode, broken = watched.runtime.decode, iter([True])

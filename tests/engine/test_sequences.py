@@ -225,7 +225,7 @@ def test_nothing_is_put_back_where_there_is_no_room(sequences: Sequences, runtim
     old = [7] * (most // 2)
     sequences.put_away(fill_long(sequences, runtime, old))
     fill_long(sequences, runtime, [8] * (most // 2 + 1))
-    assert sequences.reusable([*old, 1]) == most // 2
+    assert sequences.reusable([*old, 1]) == 0
     assert sequences.held(sequences.begin([*old, 1])) == 0
     # An idle one would have made room.
     sequences.release(fill(sequences, runtime, [3] * 5)[0])
@@ -238,6 +238,32 @@ def test_idle_ones_make_room_for_what_is_put_back(sequences: Sequences, runtime:
     sequences.release(fill_long(sequences, runtime, idle))
     assert sequences.held(sequences.begin([*old, 1])) == len(old)
     assert sequences.cells() == len(old)
+    # What made room pushed it from the shelf, which holds no more than it may.
+    assert sequences._shelf.tokens == len(idle)
+
+
+def test_what_is_idle_stays_where_its_room_would_not_be_enough(
+    sequences: Sequences, runtime: Runtime
+) -> None:
+    half = runtime.n_ctx // 2
+    sequences.put_away(fill_long(sequences, runtime, [*SYSTEM, *[7] * (half - 40)]))
+    sequences.release(fill(sequences, runtime, [*SYSTEM[:20], 9])[0])
+    fill_long(sequences, runtime, [8] * (half + 1))
+    assert sequences.held(sequences.begin([*SYSTEM, 5])) == 20
+
+
+def test_much_is_not_put_back_for_a_few_tokens(sequences: Sequences, runtime: Runtime) -> None:
+    sequences.put_away(fill(sequences, runtime, list(range(100, 230)))[0])
+    assert sequences.held(sequences.begin([100, 101, 5])) == 0
+    assert sequences.held(sequences.begin([100, 101, 102, 5])) == 3
+
+
+def test_nothing_is_put_on_the_shelf_of_what_was_not_decoded(
+    sequences: Sequences, runtime: Runtime
+) -> None:
+    sequences.put_away(sequences.begin(SYSTEM))
+    assert sequences._shelf.longest(SYSTEM, None) == (None, 0)
+    assert sequences._shelf._shelved == []
 
 
 def test_what_may_be_wrong_is_forgotten_and_not_kept(
@@ -245,6 +271,8 @@ def test_what_may_be_wrong_is_forgotten_and_not_kept(
 ) -> None:
     sequences.put_away(fill(sequences, runtime, SYSTEM)[0])
     sequences.release(fill(sequences, runtime, [5] * 30)[0])
+    fill(sequences, runtime, [6] * 30)
     sequences.clear()
-    assert (sequences.cells(), sequences.reusable([5] * 30)) == (0, 0)
+    assert [sequences.reusable([each] * 30) for each in (5, 6)] == [0, 0]
+    assert (sequences.cells(), sequences._shelf.tokens) == (0, len(SYSTEM))
     assert sequences.reusable([*SYSTEM, 1]) == len(SYSTEM)

@@ -114,9 +114,9 @@ def engine_bytes(family: Family) -> int:
 
 
 def shelf_bytes(cache_bytes: int, family: Family) -> int:
-    """Of the device's memory, for what the engine keeps of answers that have ended: as much as its cache.
+    """Of the device's memory, where that is the host's, for what the engine keeps of answers that have ended.
 
-    It is kept in the host's memory.
+    As much as its cache, at most; nothing with a sliding window, or without attention.
     """
     return 0 if family == "discrete" else cache_bytes
 
