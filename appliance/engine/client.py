@@ -10,6 +10,7 @@ import contextlib
 import itertools
 import logging
 import socket
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 
@@ -41,7 +42,7 @@ class Engine:
         self.load = protocol.Load(running=0, waiting=0, cells=0)
         """What the engine was doing when it said so last."""
         self._stall_seconds = stall_seconds
-        self._heard_at = asyncio.get_running_loop().time()
+        self._heard_at = time.monotonic()
         self._child = child
         self._reader = reader
         self._writer = writer
@@ -91,8 +92,8 @@ class Engine:
     ) -> AsyncGenerator[Delta | Finished, None]:
         """Answer a prompt: pieces of text, then of calls, then how it ended; with an adapter if one is given.
 
-        Those who wait take turns by `client`. Leaving early cancels the request; use `contextlib.aclosing`, so
-        that it does so at once. Raises InvalidInput or TooLarge for a request that cannot be answered,
+        Those who wait take turns by `client`. Leaving early cancels the request; use `contextlib.aclosing`,
+        so that it does so at once. Raises InvalidInput or TooLarge for a request that cannot be answered,
         SlowClient when too much lies unread, ChildFailed when the engine failed ("engine_died",
         "engine_stopped", "engine_stalled", "decode_failed").
         """
@@ -107,7 +108,7 @@ class Engine:
             client=client,
         )
         if not self._owes_an_answer:
-            self._heard_at = asyncio.get_running_loop().time()
+            self._heard_at = time.monotonic()
         answer = self._answers[request.id] = Answer(request.id)
         try:
             await self._send(request)
@@ -131,14 +132,14 @@ class Engine:
 
     async def _stop_if_stalled(self) -> None:
         """End an engine that owes answers and says nothing. One for all: a timer a token costs more."""
-        loop = asyncio.get_running_loop()
-        while True:
-            since = self._heard_at if self._owes_an_answer else loop.time()
-            if (left := since + self._stall_seconds - loop.time()) <= 0:
-                self._has_stalled = True
-                await self._child.stop()
-                return self._tell_all()
+        left = self._stall_seconds
+        while left > 0:
             await asyncio.sleep(left)
+            now = time.monotonic()
+            left = (self._heard_at if self._owes_an_answer else now) + self._stall_seconds - now
+        self._has_stalled = True
+        await self._child.stop()
+        self._tell_all()
 
     # --- requests ---
 
@@ -169,7 +170,7 @@ class Engine:
         try:
             while True:
                 reply = await _read_reply(self._reader)
-                self._heard_at = asyncio.get_running_loop().time()
+                self._heard_at = time.monotonic()
                 self._dispatch(reply)
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # how the process ended says more
@@ -205,9 +206,8 @@ class Engine:
             self._watch.cancel()
         await see_end(self._child)
         self._tell_all()
-        level = logging.INFO if self._stopping else logging.ERROR
         told = {"child": self._child.name, "reason": self.last_words}
-        logger.log(level, "engine ended", extra=told)
+        logger.log(logging.INFO if self._stopping else logging.ERROR, "engine ended", extra=told)
 
     def _tell_all(self) -> None:
         self.last_words = self._child.describe_death()
@@ -277,14 +277,13 @@ async def start(
 async def _wait_until_loaded(
     child: process.Child, reader: asyncio.StreamReader, stall_seconds: float
 ) -> Loaded:
-    loop = asyncio.get_running_loop()
     try:
         async with asyncio.timeout(stall_seconds) as deadline:
             while True:
                 reply = await _read_reply(reader)
                 match reply:
                     case protocol.Loading():
-                        deadline.reschedule(loop.time() + stall_seconds)
+                        deadline.reschedule(asyncio.get_running_loop().time() + stall_seconds)
                     case Loaded():
                         return reply
                     case Failed():
