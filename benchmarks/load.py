@@ -29,23 +29,28 @@ TOPICS = (
 )
 
 
-def question(arguments: argparse.Namespace, number: int) -> list[dict[str, str]]:
-    """Unlike every other from its first words on, or alike for as many words as there are in SYSTEM_WORDS."""
+def question(arguments: argparse.Namespace, number: int) -> dict[str, str]:
+    """Unlike every other from its first words on."""
     topic = TOPICS[number % len(TOPICS)]
-    user = {"role": "user", "content": f"{arguments.salt}-{number}: tell me a story of {topic}."}
+    return {"role": "user", "content": f"{arguments.salt}-{number}: tell me a story of {topic}."}
+
+
+def system(arguments: argparse.Namespace, index: int) -> list[dict[str, str]]:
+    """SYSTEM_WORDS words: the same for all clients, or others for each client's own talk; or none."""
     if arguments.prompts == "unique":
-        return [user]
+        return []
+    salt = f"{arguments.salt}-{index}" if arguments.prompts == "talk" else arguments.salt
     rules = RULES.split()
     words = " ".join(rules[index * index % len(rules)] for index in range(SYSTEM_WORDS - 1))
-    return [{"role": "system", "content": f"{arguments.salt} {words}"}, user]
+    return [{"role": "system", "content": f"{salt} {words}"}]
 
 
-async def ask(arguments: argparse.Namespace, number: int) -> dict[str, float]:
+async def ask(arguments: argparse.Namespace, messages: list[dict[str, str]]) -> dict[str, Any]:
     """One request; raises ValueError if the answer is not a whole stream."""
     url = urlsplit(arguments.url)
     body = {
         "model": arguments.model,
-        "messages": question(arguments, number),
+        "messages": messages,
         "max_tokens": arguments.max_tokens,
         "temperature": 0.0,
         "stream": True,
@@ -75,18 +80,22 @@ async def ask(arguments: argparse.Namespace, number: int) -> dict[str, float]:
             text.append(piece)
     writer.close()
     if usage is None or first is None:
-        raise ValueError(f"no whole answer to request {number}")
+        raise ValueError(f"no whole answer to {messages[-1]['content']!r}")
     if arguments.check_json:
         json.loads("".join(text))
-    return {"first_seconds": first, "tokens": usage["completion_tokens"]}
+    tokens = usage["completion_tokens"]
+    return {"first_seconds": first, "tokens": tokens, "text": "".join(text)}
 
 
-async def client(arguments: argparse.Namespace, index: int) -> list[dict[str, float]]:
-    """The questions of one client, one after the other."""
-    return [
-        await ask(arguments, index * arguments.requests + number)
-        for number in range(arguments.requests)
-    ]
+async def client(arguments: argparse.Namespace, index: int) -> list[dict[str, Any]]:
+    """The questions of one client, one after the other; in a talk, each after all that was said before."""
+    before, answers = system(arguments, index), []
+    for number in range(arguments.requests):
+        asked = question(arguments, index * arguments.requests + number)
+        answers.append(await ask(arguments, [*before, asked]))
+        if arguments.prompts == "talk":
+            before += [asked, {"role": "assistant", "content": answers[-1]["text"]}]
+    return answers
 
 
 async def load(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -115,7 +124,7 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=1)
     parser.add_argument("--requests", type=int, default=4)
     parser.add_argument("--max-tokens", type=int, default=48)
-    parser.add_argument("--prompts", choices=("unique", "shared"), default="unique")
+    parser.add_argument("--prompts", choices=("unique", "shared", "talk"), default="unique")
     parser.add_argument("--extra", default="{}", help="JSON that is added to each body")
     parser.add_argument("--check-json", action="store_true")
     print(json.dumps(asyncio.run(load(parser.parse_args()))))

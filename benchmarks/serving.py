@@ -66,6 +66,11 @@ CASES = [
         "shared 400 words, warm, 8 clients",
         {"clients": 8, "requests": 4, "max-tokens": 24, "prompts": "shared"},
     ),
+    Case(
+        "talks of 4 turns after 400 words of their own, 8 clients",
+        {"clients": 8, "requests": 4, "max-tokens": 24, "prompts": "talk"},
+        FIRST,
+    ),
 ]
 
 
