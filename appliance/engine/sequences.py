@@ -162,7 +162,7 @@ class Sequences:
         return best, longest
 
     def _cells(self, sequences: Iterable[int]) -> int:
-        """What they take together, or a little more: copies that went on alike count once."""
+        """What they take together, or a little less than that: where copies went on alike, it counts once."""
         families: dict[int, list[list[int]]] = {}
         for sequence in sequences:
             families.setdefault(self._families[sequence], []).append(self._tokens[sequence])

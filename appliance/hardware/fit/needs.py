@@ -116,7 +116,7 @@ def engine_bytes(family: Family) -> int:
 def shelf_bytes(cache_bytes: int, family: Family) -> int:
     """Of the device's memory, where that is the host's, for what the engine keeps of answers that have ended.
 
-    As much as its cache, at most; nothing with a sliding window, or without attention.
+    As much as its cache, at most: that a model with a sliding window keeps nothing is not counted.
     """
     return 0 if family == "discrete" else cache_bytes
 
