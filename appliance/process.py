@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import NoReturn
 
 from appliance.child_output import LINE_LIMIT_BYTES, ChildOutput
 from appliance.errors import ChildFailed
@@ -218,6 +219,12 @@ async def wait_or_stall(
 def python_child(module: str, *arguments: str) -> list[str]:
     """The argument list that runs one of our modules in a fresh interpreter."""
     return [sys.executable, "-m", module, *arguments]
+
+
+def start_anew(environment: Mapping[str, str]) -> NoReturn:
+    """Replace this process by the same program with more in the environment, for what only a start reads."""
+    os.environ.update(environment)
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  no shell is wanted
 
 
 def run_in_group(argv: Sequence[str], *, on_line: Callable[[str], None]) -> int:

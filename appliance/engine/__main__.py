@@ -19,10 +19,16 @@ from appliance import process
 # and the thread that is to make the next call waits for the daemon. Measured on Zen 4. Where there is no such
 # pause, as on Arm, it would be far too short.
 SPIN_COUNT = "3000"
+# What glibc allocates lies in huge pages, as far as the kernel gives them: weights that were copied into the
+# order of the CPU, and what was decoded. Each token reads all of them. One answer alone is written 4 to 7 %
+# faster, eight together hardly so; the engine starts 0.3 s later. glibc 2.35 and later.
+TUNABLES = "GLIBC_TUNABLES"
+HUGE_PAGES = "glibc.malloc.hugetlb"
 
 
 def main() -> None:
     """Arm the guard, go offline, then load the heavy libraries and serve."""
+    _use_huge_pages()
     process.die_with_parent()
     os.environ.update(process.OFFLINE_ENVIRONMENT)
     if platform.machine() == "x86_64":
@@ -46,6 +52,13 @@ def main() -> None:
         slots=arguments.slots,
         adapter_budget_bytes=arguments.adapter_budget_bytes,
     )
+
+
+def _use_huge_pages() -> None:
+    """Start anew with them, unless somebody has decided on them already."""
+    given = os.environ.get(TUNABLES, "")
+    if HUGE_PAGES not in given:
+        process.start_anew({TUNABLES: f"{given}:{HUGE_PAGES}=1".lstrip(":")})
 
 
 if __name__ == "__main__":
