@@ -61,6 +61,11 @@ class Generation:
         return self._cached_tokens is not None
 
     @property
+    def tokens_left(self) -> int:
+        """How many more it may say."""
+        return self._max_tokens - (len(self.tokens) - self._prompt_tokens)
+
+    @property
     def answers(self) -> bool:
         """Whether only its newest token is left to decode; else it is a prompt, or was preempted."""
         return len(self.tokens) - self.decoded == 1 and len(self.tokens) > self._prompt_tokens
@@ -79,7 +84,7 @@ class Generation:
         text = self._read(token)
         if self._text.stopped or (self._calls is not None and self._calls.complete):
             return text + self._end("stop")
-        if len(self.tokens) - self._prompt_tokens == self._max_tokens:
+        if not self.tokens_left:
             return text + self._end("length")
         return text
 

@@ -28,6 +28,8 @@ from appliance.errors import ApplianceError, ChildFailed
 TOKENS_BESIDE_ANSWERS = N_BATCH // 2
 # A prompt waits for another only if that spares it so many tokens: about a decode call of many answers.
 WORTH_WAITING_TOKENS = 32
+# An answer starts where it and those that run have cells for so many more tokens each, or to their ends.
+TOKENS_AHEAD = 64
 
 
 class Failure(NamedTuple):
@@ -124,13 +126,15 @@ class Scheduler:
                 break
             if self._begins_like_a_running_prompt(generation):
                 continue
+            if not self._has_room(generation):
+                # Nobody overtakes it, or it might wait for ever.
+                break
             try:
                 has_adapter = self._load_adapter(generation)
             except ApplianceError as exc:
                 self._end(generation)
                 return [Failure(generation.id, exc)]
             if not has_adapter:
-                # Nobody overtakes it, or it might wait for ever.
                 break
             self._start(generation)
         return []
@@ -141,6 +145,15 @@ class Scheduler:
         self._clients.count(generation)
         sequence = self._sequences.begin(generation.tokens, generation.adapter)
         generation.begin(sequence, self._sequences.held(sequence))
+
+    def _has_room(self, generation: Generation) -> bool:
+        """Whether it can start without another having to go soon. Alone it always can."""
+        if not self._running:
+            return True
+        cells = self._sequences.cells_with(generation.tokens, generation.adapter)
+        undecoded = sum(len(each.tokens) - each.decoded for each in self._running)
+        ahead = sum(min(each.tokens_left, TOKENS_AHEAD) for each in [*self._running, generation])
+        return cells + undecoded + ahead <= self._runtime.n_ctx
 
     def _load_adapter(self, generation: Generation) -> bool:
         """False if adapters of running answers leave no room for it."""

@@ -56,7 +56,7 @@ class Sequences:
         return sequence
 
     def _begin(self, prompt: Sequence[int], adapter: str | None) -> int:
-        source, kept = self._longest(prompt, adapter)
+        source, kept = self._longest(prompt, adapter, self._tokens)
         shelved, length = self._worth_restoring(prompt, adapter, kept)
         if shelved is None and source in self._idle and kept == len(self._tokens[source]):
             # The prompt goes on where an answer ended, as the next turn of a conversation does.
@@ -68,6 +68,9 @@ class Sequences:
         sequence = self._take_empty(keep=source)
         self._adapters[sequence] = adapter
         if shelved is not None and self._restore(shelved, sequence):
+            if length == len(shelved.tokens):
+                # It would only take the room of others there.
+                self._shelf.take(shelved)
             self._runtime.cut(sequence, length)
             self._tokens[sequence] = list(prompt[:length])
         elif source in self._tokens and self._runtime.copies_parts:
@@ -78,8 +81,14 @@ class Sequences:
 
     def reusable(self, prompt: Sequence[int], adapter: str | None = None) -> int:
         """The number of tokens of a prompt that need not be decoded."""
-        kept = self._longest(prompt, adapter)[1]
+        kept = self._longest(prompt, adapter, self._tokens)[1]
         return max(kept, self._worth_restoring(prompt, adapter, kept)[1])
+
+    def cells_with(self, prompt: Sequence[int], adapter: str | None) -> int:
+        """How many cells those in use take, once a prompt is decoded beside them."""
+        running = self._running()
+        shared = self._longest(prompt, adapter, running)[1]
+        return self._cells(running) + len(prompt) - shared
 
     def held(self, sequence: int) -> int:
         """The number of tokens that a sequence holds."""
@@ -151,12 +160,14 @@ class Sequences:
             pass
         return self._runtime.restore(sequence, shelved.state)
 
-    def _longest(self, prompt: Sequence[int], adapter: str | None) -> tuple[int, int]:
+    def _longest(
+        self, prompt: Sequence[int], adapter: str | None, among: Iterable[int]
+    ) -> tuple[int, int]:
         """The sequence that holds the longest beginning of `prompt`, and its length; -1 and 0 for none."""
         best, longest = -1, 0
-        for sequence, tokens in self._tokens.items():
+        for sequence in among:
             if self._adapters[sequence] == adapter:
-                length = min(common_prefix(tokens, prompt), len(prompt) - 1)
+                length = min(common_prefix(self._tokens[sequence], prompt), len(prompt) - 1)
                 if length > longest:
                     best, longest = sequence, length
         return best, longest

@@ -67,7 +67,12 @@ class Shelf:
 
     def use(self, shelved: Shelved) -> None:
         """It is the last one that was used."""
-        self._shelved = [each for each in self._shelved if each is not shelved] + [shelved]
+        self.take(shelved)
+        self._shelved.append(shelved)
+
+    def take(self, shelved: Shelved) -> None:
+        """It is not here any more."""
+        self._shelved = [each for each in self._shelved if each is not shelved]
 
 
 def _goes_on(tokens: list[int], adapter: str | None, other: Shelved) -> bool:

@@ -152,9 +152,9 @@ def test_no_more_run_than_there_are_slots_and_the_others_follow_in_order(watched
 
 
 def test_long_prompt_is_decoded_beside_answers_and_holds_no_short_one_up(watched: Watched) -> None:
-    watched.add(0, "Count.", 40)
+    watched.add(0, "Count.", 10)
     watched.scheduler.step()
-    watched.add(1, words(220, "long"))
+    watched.add(1, words(150, "long"))
     watched.add(2, "short")
     watched.calls.clear()
     events = watched.scheduler.step()
@@ -216,6 +216,28 @@ def test_youngest_goes_on_later_where_cells_run_out_and_says_nothing_twice(
     # What the youngest had said was put on the shelf, and not decoded again.
     assert max(max(sizes) for sizes in watched.sizes()[10:]) == 1
     assert watched.holds_nothing_in_use()
+
+
+def test_nobody_starts_whose_tokens_have_no_room_beside_those_that_run(watched: Watched) -> None:
+    """Three that take some 110 tokens each with what they say, and one that would fit, but is later."""
+    for index in range(3):
+        watched.add(index, words(70, "abc"[index]), 20)
+    watched.add(3, "Count.", 3)
+    assert [watched.step() for _ in range(15)] == [[0, 1]] * 15
+    waiting = []
+    while watched.scheduler.busy:
+        watched.step()
+        waiting.append([each.id for each in watched.scheduler._waiting])
+    # Nobody was preempted, or it would have waited once more.
+    assert list(dict.fromkeys(map(tuple, waiting))) == [(2, 3), ()]
+
+
+def test_room_for_what_is_said_is_not_kept_for_longer_than_some_steps(watched: Watched) -> None:
+    """Two answers of 125 tokens have no room together, and still begin together."""
+    for index in range(2):
+        watched.add(index, f"Tell me story {index}.", 125)
+    assert watched.step() == [0, 1]
+    assert ends(watched.run()).keys() == {0, 1}
 
 
 def test_one_answer_may_have_the_whole_context(watched: Watched) -> None:

@@ -208,6 +208,34 @@ def test_more_idle_than_is_good_for_the_others_is_put_on_the_shelf(
     assert [sequences.held(sequences.begin([*each, 99])) for each in prompts] == [40] * 5
 
 
+def test_talks_in_turn_keep_their_places_in_pool_and_on_shelf(
+    sequences: Sequences, runtime: Runtime
+) -> None:
+    """Six talks of 60 tokens, of which the pool holds three and the shelf four: the next is the oldest."""
+    held = []
+    for turn in range(3):
+        for talk in range(6):
+            while sequences.cells() > runtime.n_ctx - 70:
+                sequences.make_room()
+            prompt = [talk + 10] * 60 + [1] * turn
+            sequence, kept = fill(sequences, runtime, prompt)
+            sequences.release(sequence)
+            held.append(kept)
+    assert held == [0] * 6 + [60] * 6 + [61] * 6
+
+
+def test_what_is_put_back_leaves_the_shelf_unless_only_a_part_of_it_was_wanted(
+    sequences: Sequences, runtime: Runtime
+) -> None:
+    sequences.put_away(fill(sequences, runtime, SYSTEM)[0])
+    part = sequences.begin([*SYSTEM[:30], 7])
+    assert (sequences.held(part), sequences._shelf.tokens) == (30, len(SYSTEM))
+    whole = sequences.begin([*SYSTEM, 8])
+    assert (sequences.held(whole), sequences._shelf.tokens) == (len(SYSTEM), 0)
+    sequences.put_away(whole)
+    assert sequences._shelf.tokens == len(SYSTEM)
+
+
 def test_shelf_is_left_alone_for_a_few_tokens_more(sequences: Sequences, runtime: Runtime) -> None:
     """What a copy shares is worth more."""
     long = list(range(100, 200))
