@@ -20,8 +20,8 @@ from appliance import process
 # pause, as on Arm, it would be far too short.
 SPIN_COUNT = "3000"
 # What glibc allocates lies in huge pages, as far as the kernel gives them: weights that were copied into the
-# order of the CPU, and what was decoded. Each token reads all of them. Decode calls for one answer are 4 to 7 %
-# faster (over HTTP 1 % was seen), those for eight hardly so; the engine starts 0.3 s later. glibc 2.35 and later.
+# order of the CPU, and what was decoded. Each token reads all of them. Decode calls for one answer are 4 to
+# 7 % faster (over HTTP 1 % was seen), for eight hardly so; the engine starts 0.3 s later. From glibc 2.35 on.
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb"
 
