@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import NoReturn
+from types import MappingProxyType
 
 from appliance.child_output import LINE_LIMIT_BYTES, ChildOutput
 from appliance.errors import ChildFailed
@@ -150,8 +150,14 @@ class Child:
             os.killpg(self.pid, number)
 
 
-async def start(name: str, argv: Sequence[str], *, pass_fds: Sequence[int] = ()) -> Child:
-    """Start a child in its own process group, tied to this process's life."""
+async def start(
+    name: str,
+    argv: Sequence[str],
+    *,
+    pass_fds: Sequence[int] = (),
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Child:
+    """Start a child in its own process group, tied to this process's life, with more in its environment."""
     read_end, write_end = os.pipe()
     try:
         process = await asyncio.create_subprocess_exec(
@@ -165,6 +171,7 @@ async def start(name: str, argv: Sequence[str], *, pass_fds: Sequence[int] = ())
             env={
                 **os.environ,
                 **OFFLINE_ENVIRONMENT,
+                **environment,
                 "PYTHONUNBUFFERED": "1",
                 DEATH_FD_VARIABLE: str(read_end),
             },
@@ -219,12 +226,6 @@ async def wait_or_stall(
 def python_child(module: str, *arguments: str) -> list[str]:
     """The argument list that runs one of our modules in a fresh interpreter."""
     return [sys.executable, "-m", module, *arguments]
-
-
-def start_anew(environment: Mapping[str, str]) -> NoReturn:
-    """Replace this process by the same program with more in the environment, for what only a start reads."""
-    os.environ.update(environment)
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  no shell is wanted
 
 
 def run_in_group(argv: Sequence[str], *, on_line: Callable[[str], None]) -> int:

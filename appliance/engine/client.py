@@ -1,7 +1,6 @@
 """The daemon's side of an engine: start it, ask it, notice its death. Free of torch and llama.cpp.
 
-One task reads every reply and never waits for whoever reads an answer: a slow one delays no other.
-"""
+One task reads every reply and never waits for whoever reads an answer: a slow one delays no other."""
 
 from __future__ import annotations
 
@@ -18,6 +17,7 @@ from appliance import process
 from appliance.engine import protocol
 from appliance.engine.answer import Answer
 from appliance.engine.ending import died, error_of, see_end, stalled, stopped
+from appliance.engine.environment import environment
 from appliance.engine.protocol import Delta, Failed, Finished, Loaded, Prompt, Reply, Sampling
 from appliance.engine.tools import Tools
 from appliance.errors import UNDECODABLE, ChildFailed, TooLarge
@@ -236,10 +236,9 @@ async def start(
 ) -> Engine:
     """Start an engine and wait until its model is loaded; it keeps the inherited `pass_fds` to its end.
 
-    `name` is for logs and messages; `n_ctx` is cut to what the model was trained with, and shared by the
-    `slots` answers that run at once; adapters may take `adapter_budget_bytes`. Raises ChildFailed if the
-    model cannot be loaded, if the process dies, or if loading shows no progress for `stall_seconds`, which
-    later holds for answers, too.
+    `name` is for logs; `n_ctx` is cut to what the model was trained with, and shared by the `slots` answers
+    that run at once; adapters may take `adapter_budget_bytes`. Raises ChildFailed if the model cannot be
+    loaded, the process dies, or loading shows no progress for `stall_seconds`, as for answers later.
     """
     ours, theirs = socket.socketpair()
     try:
@@ -256,6 +255,7 @@ async def start(
                     f"--socket-fd={theirs.fileno()}",
                 ],
                 pass_fds=(theirs.fileno(), *pass_fds),
+                environment=environment(),
             )
     except BaseException:
         ours.close()

@@ -29,6 +29,8 @@ class Generation:
         """How many of them llama.cpp holds."""
         self.sequence = -1
         """Where it holds them; only while the answer runs."""
+        self.awaited: tuple[Generation, int] | None = None
+        """Whose prompt it waits for, since they share so many tokens."""
         self.finished: Finished | None = None
         self._runtime = runtime
         self._prompt_tokens = len(self.tokens)

@@ -124,7 +124,7 @@ class Scheduler:
         for generation in self._clients.in_turn(self._waiting):
             if len(self._running) == self._slots:
                 break
-            if self._begins_like_a_running_prompt(generation):
+            if self._waits_for_a_like_prompt(generation):
                 continue
             if not self._has_room(generation):
                 # Nobody overtakes it, or it might wait for ever.
@@ -162,13 +162,31 @@ class Scheduler:
         in_use = {each.adapter for each in self._running}
         return self._runtime.adapters.load(generation.adapter, in_use)
 
-    def _begins_like_a_running_prompt(self, generation: Generation) -> bool:
-        prompt, adapter = generation.tokens, generation.adapter
-        prompts = [each for each in self._running if not each.answers and each.adapter == adapter]
-        if not prompts or not self._runtime.copies_parts:
-            return False
-        shared = max(common_prefix(each.tokens, prompt) for each in prompts)
-        return shared - self._sequences.reusable(prompt, adapter) >= WORTH_WAITING_TOKENS
+    def _waits_for_a_like_prompt(self, generation: Generation) -> bool:
+        """Whether a prompt that runs is about to decode what this one can then copy."""
+        prompts = [each for each in self._running if not each.answers]
+        if generation.awaited is not None:
+            # Found out before: many may wait like this, at every step.
+            other, shared = generation.awaited
+            if other in prompts and shared - other.decoded >= WORTH_WAITING_TOKENS:
+                return True
+        generation.awaited = self._like_prompt(generation, prompts)
+        return generation.awaited is not None
+
+    def _like_prompt(
+        self, generation: Generation, prompts: list[Generation]
+    ) -> tuple[Generation, int] | None:
+        """The one that shares most tokens with it, and how many, if it is worth waiting for."""
+        alike = [
+            (common_prefix(each.tokens, generation.tokens), each)
+            for each in prompts
+            if each.adapter == generation.adapter
+        ]
+        shared, other = max(alike, key=lambda pair: pair[0], default=(0, None))
+        if other is None or shared < WORTH_WAITING_TOKENS or not self._runtime.copies_parts:
+            return None
+        reusable = self._sequences.reusable(generation.tokens, generation.adapter)
+        return (other, shared) if shared - reusable >= WORTH_WAITING_TOKENS else None
 
     def _share_out(self, adapter: str | None) -> Iterator[tuple[Generation, int]]:
         """Who takes part in the next call, with how many tokens.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from appliance.engine.prefix import common_prefix, trie_size
 from appliance.engine.runtime import Runtime
@@ -30,6 +31,15 @@ IDLE_CELLS_WITHOUT_SHELF = 2048
 TOKENS_AGAIN_FOR_ONE = 64
 
 
+class Beginning(NamedTuple):
+    """What a prompt can go on from: a sequence, or what is on the shelf, or nothing."""
+
+    length: int
+    """How many of its tokens need not be decoded."""
+    source: int | None = None
+    shelved: Shelved | None = None
+
+
 class Sequences:
     """At most `slots` sequences in use, and the idle ones beside them."""
 
@@ -37,9 +47,9 @@ class Sequences:
         self._runtime = runtime
         self._tokens: dict[int, list[int]] = {}
         self._adapters: dict[int, str | None] = {}
-        # Only copies of each other, and copies of copies, share cells.
-        self._families: dict[int, int] = {}
-        self._new_family = itertools.count()
+        # For each token the number of its cell, which no other ever has: copies share those they begin with.
+        self._cells: dict[int, list[int]] = {}
+        self._new_cells = itertools.count()
         # In the order of their last use.
         self._idle: dict[int, None] = {}
         self._free = list(range(runtime.n_sequences))
@@ -56,39 +66,32 @@ class Sequences:
         return sequence
 
     def _begin(self, prompt: Sequence[int], adapter: str | None) -> int:
-        source, kept = self._longest(prompt, adapter, self._tokens)
-        shelved, length = self._worth_restoring(prompt, adapter, kept)
-        if shelved is None and source in self._idle and kept == len(self._tokens[source]):
-            # The prompt goes on where an answer ended, as the next turn of a conversation does.
-            del self._idle[source]
-            return source
-        if shelved is not None:
+        best = self._best_beginning(prompt, adapter)
+        if best.source is not None and self._is_idle_and_goes_on(best.source, best.length):
+            del self._idle[best.source]
+            return best.source
+        if best.shelved is not None:
             # Now: what is put away to make room may push it from the shelf.
-            self._shelf.use(shelved)
-        sequence = self._take_empty(keep=source)
-        self._adapters[sequence] = adapter
-        if shelved is not None and self._restore(shelved, sequence):
-            if length == len(shelved.tokens):
-                # It would only take the room of others there.
-                self._shelf.take(shelved)
-            self._runtime.cut(sequence, length)
-            self._tokens[sequence] = list(prompt[:length])
-        elif source in self._tokens and self._runtime.copies_parts:
-            self._runtime.copy(source, sequence, kept)
-            self._tokens[sequence] = list(prompt[:kept])
-            self._families[sequence] = self._families[source]
+            self._shelf.use(best.shelved)
+        sequence = self._take_empty(adapter, keep=best.source)
+        if best.shelved is not None:
+            self._restore(best.shelved, sequence, best.length)
+        elif best.source in self._tokens:
+            self._runtime.copy(best.source, sequence, best.length)
+            self._tokens[sequence] = list(prompt[: best.length])
+            self._cells[sequence] = self._cells[best.source][: best.length]
         return sequence
 
     def reusable(self, prompt: Sequence[int], adapter: str | None = None) -> int:
         """The number of tokens of a prompt that need not be decoded."""
-        kept = self._longest(prompt, adapter, self._tokens)[1]
-        return max(kept, self._worth_restoring(prompt, adapter, kept)[1])
+        return self._best_beginning(prompt, adapter).length
 
     def cells_with(self, prompt: Sequence[int], adapter: str | None) -> int:
         """How many cells those in use take, once a prompt is decoded beside them."""
-        running = self._running()
-        shared = self._longest(prompt, adapter, running)[1]
-        return self._cells(running) + len(prompt) - shared
+        best = self._best_beginning(prompt, adapter)
+        in_use = [self._cells[each] for each in self._running()]
+        shared = [] if best.source is None else self._cells[best.source][: best.length]
+        return trie_size([*in_use, shared]) + len(prompt) - len(shared)
 
     def held(self, sequence: int) -> int:
         """The number of tokens that a sequence holds."""
@@ -97,6 +100,7 @@ class Sequences:
     def extend(self, sequence: int, tokens: Sequence[int]) -> None:
         """These have been decoded after those that it holds."""
         self._tokens[sequence] += tokens
+        self._cells[sequence] += itertools.islice(self._new_cells, len(tokens))
 
     def release(self, sequence: int) -> None:
         """Its answer has ended; it stays as long as there is room, and the last one even if it is long."""
@@ -118,7 +122,7 @@ class Sequences:
 
     def cells(self) -> int:
         """How many cells all of them take."""
-        return self._cells(self._tokens)
+        return self._count(self._tokens)
 
     def make_room(self) -> bool:
         """Put away the idle sequence that was unused for longest; False if there is none."""
@@ -130,7 +134,7 @@ class Sequences:
     def _forget_what_costs_more_than_it_is_worth(self) -> None:
         running = self._running()
         # Cells that a running answer shares count as its own.
-        in_use = self._cells(running)
+        in_use = self._count(running)
         most = IDLE_CELLS if self._runtime.saves else IDLE_CELLS_WITHOUT_SHELF
         while len(self._idle) > 1 and (self.cells() - in_use) * max(1, len(running)) > most:
             self.make_room()
@@ -138,51 +142,58 @@ class Sequences:
     def _forget(self, sequence: int) -> None:
         self._idle.pop(sequence, None)
         self._runtime.forget(sequence)
-        del self._tokens[sequence], self._adapters[sequence], self._families[sequence]
+        del self._tokens[sequence], self._adapters[sequence], self._cells[sequence]
         self._free.append(sequence)
 
     def _running(self) -> list[int]:
         return [each for each in self._tokens if each not in self._idle]
 
-    def _worth_restoring(
-        self, prompt: Sequence[int], adapter: str | None, kept: int
-    ) -> tuple[Shelved | None, int]:
-        """What on the shelf holds enough more of a prompt than `kept`, and how much of it; or None and 0."""
-        shelved, length = self._shelf.longest(prompt[:-1], adapter)
-        if shelved is None or (length - kept) * TOKENS_AGAIN_FOR_ONE <= len(shelved.tokens):
-            return None, 0
-        has_room = self._cells(self._running()) + len(shelved.tokens) <= self._runtime.n_ctx
-        return (shelved, length) if has_room else (None, 0)
+    def _is_idle_and_goes_on(self, sequence: int, length: int) -> bool:
+        """Whether a prompt goes on where an answer ended, as the next turn of a conversation does."""
+        return sequence in self._idle and length == len(self._tokens[sequence])
 
-    def _restore(self, shelved: Shelved, sequence: int) -> bool:
-        """Put it back into an empty sequence, in the place of idle ones if need be; False if that fails."""
+    def _best_beginning(self, prompt: Sequence[int], adapter: str | None) -> Beginning:
+        beginning = self._longest(prompt, adapter)
+        shelved, length = self._shelf.longest(prompt[:-1], adapter)
+        if shelved is None or (length - beginning.length) * TOKENS_AGAIN_FOR_ONE <= len(
+            shelved.tokens
+        ):
+            return beginning
+        has_room = self._count(self._running()) + len(shelved.tokens) <= self._runtime.n_ctx
+        return Beginning(length, shelved=shelved) if has_room else beginning
+
+    def _longest(self, prompt: Sequence[int], adapter: str | None) -> Beginning:
+        """What any sequence holds of a prompt."""
+        best = Beginning(0)
+        for sequence, tokens in self._tokens.items():
+            if self._adapters[sequence] == adapter:
+                length = min(common_prefix(tokens, prompt), len(prompt) - 1)
+                usable = self._runtime.copies_parts or self._is_idle_and_goes_on(sequence, length)
+                if length > best.length and usable:
+                    best = Beginning(length, source=sequence)
+        return best
+
+    def _restore(self, shelved: Shelved, sequence: int, length: int) -> None:
+        """Let an empty sequence begin with some of it; idle ones make room. It stays empty if that fails."""
         while self.cells() + len(shelved.tokens) > self._runtime.n_ctx and self.make_room():
             pass
-        return self._runtime.restore(sequence, shelved.state)
+        if not self._runtime.restore(sequence, shelved.state):
+            return
+        self._runtime.cut(sequence, length)
+        self.extend(sequence, shelved.tokens[:length])
+        if length == len(shelved.tokens):
+            # It would only take the room of others there.
+            self._shelf.take(shelved)
 
-    def _longest(
-        self, prompt: Sequence[int], adapter: str | None, among: Iterable[int]
-    ) -> tuple[int, int]:
-        """The sequence that holds the longest beginning of `prompt`, and its length; -1 and 0 for none."""
-        best, longest = -1, 0
-        for sequence in among:
-            if self._adapters[sequence] == adapter:
-                length = min(common_prefix(self._tokens[sequence], prompt), len(prompt) - 1)
-                if length > longest:
-                    best, longest = sequence, length
-        return best, longest
+    def _count(self, sequences: Iterable[int]) -> int:
+        """How many cells they take together."""
+        return trie_size([self._cells[each] for each in sequences])
 
-    def _cells(self, sequences: Iterable[int]) -> int:
-        """What they take together, or a little less than that: where copies went on alike, it counts once."""
-        families: dict[int, list[list[int]]] = {}
-        for sequence in sequences:
-            families.setdefault(self._families[sequence], []).append(self._tokens[sequence])
-        return sum(map(trie_size, families.values()))
-
-    def _take_empty(self, keep: int) -> int:
+    def _take_empty(self, adapter: str | None, keep: int | None) -> int:
         """A sequence that holds nothing; for it an idle one may have to go, and `keep` last of all."""
         if not self._free:
-            self.put_away(next((each for each in self._idle if each != keep), keep))
+            others = (each for each in self._idle if each != keep)
+            self.put_away(next(others, next(iter(self._idle))))
         sequence = self._free.pop()
-        self._tokens[sequence], self._families[sequence] = [], next(self._new_family)
+        self._tokens[sequence], self._cells[sequence], self._adapters[sequence] = [], [], adapter
         return sequence

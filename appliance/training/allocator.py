@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 
-from appliance import process
 from appliance.errors import ChildFailed
 
 # gperftools' allocator without its profilers; Debian's libtcmalloc-minimal4.
@@ -46,4 +46,5 @@ def use() -> None:
             f"training should find {LIBRARY}, without which it takes half as much memory again; it does not",
             next_step=INSTALL,
         )
-    process.start_anew({_PRELOAD: " ".join([LIBRARY, *preloaded])})
+    os.environ[_PRELOAD] = " ".join([LIBRARY, *preloaded])
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # noqa: S606  no shell is wanted

@@ -40,6 +40,13 @@ def fill(sequences: Sequences, runtime: Runtime, prompt: list[int]) -> tuple[int
     return sequence, held
 
 
+def decode_one(sequences: Sequences, runtime: Runtime, sequence: int, token: int) -> None:
+    from appliance.engine.runtime import Part
+
+    runtime.decode([Part([token], sequences.held(sequence), sequence, True)])
+    sequences.extend(sequence, [token])
+
+
 def fill_long(sequences: Sequences, runtime: Runtime, prompt: list[int]) -> int:
     from appliance.engine.runtime import N_BATCH, Part
 
@@ -222,6 +229,44 @@ def test_talks_in_turn_keep_their_places_in_pool_and_on_shelf(
             sequences.release(sequence)
             held.append(kept)
     assert held == [0] * 6 + [60] * 6 + [61] * 6
+
+
+def test_cells_are_counted_as_llama_takes_them(sequences: Sequences, runtime: Runtime) -> None:
+    """Equal tokens that were decoded twice have two cells, and those of a copied beginning one."""
+    first, _ = fill(sequences, runtime, [*SYSTEM, 1])
+    second, _ = fill(sequences, runtime, [*SYSTEM, 2])
+    assert sequences.cells() == 42
+    for each in (first, second):
+        for token in range(50, 60):
+            decode_one(sequences, runtime, each, token)
+    assert sequences.cells() == 42 + 20
+    prompt = [*SYSTEM, 2, 50, 51, 99]
+    # What it would copy is in use, and then is idle but for what it shares.
+    assert sequences.cells_with(prompt, None) == 42 + 20 + 1
+    sequences.release(second)
+    assert sequences.cells_with(prompt, None) == 41 + 10 + 4
+    assert sequences.cells_with([7, 7, 7], None) == 41 + 10 + 3
+    assert sequences.cells_with(prompt, "another adapter") == 41 + 10 + 44
+    # What is put back shares nothing.
+    sequences.put_away(second)
+    again = [*SYSTEM, 2, *range(50, 60), 3]
+    assert sequences.cells_with(again, None) == 41 + 10 + len(again)
+    sequences.begin(again)
+    assert sequences.cells() == 41 + 10 + 51
+
+
+def test_nothing_is_shared_where_no_parts_can_be_copied(
+    sequences: Sequences, runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "copies_parts", False)
+    monkeypatch.setattr(runtime, "saves", False)
+    first, _ = fill(sequences, runtime, SYSTEM)
+    assert sequences.reusable([*SYSTEM, 1]) == 0
+    assert sequences.cells_with([*SYSTEM, 1], None) == 81
+    sequences.release(first)
+    assert sequences.reusable([*SYSTEM, 1]) == 40
+    assert sequences.cells_with([*SYSTEM, 1], None) == 41
+    assert sequences.cells_with([*SYSTEM[:30], 1], None) == 31
 
 
 def test_what_is_put_back_leaves_the_shelf_unless_only_a_part_of_it_was_wanted(
