@@ -66,9 +66,10 @@ async def ask(arguments: argparse.Namespace, messages: list[dict[str, str]]) -> 
     start = time.perf_counter()
     reader, writer = await asyncio.open_connection(url.hostname, url.port)
     writer.write(head.encode() + data)
-    first, usage, text = None, None, []
+    first, usage, text, ended = None, None, [], False
     async for line in reader:
         if not line.startswith(b"data: {"):
+            ended = ended or line.startswith(b"data: [DONE]")
             if line.startswith(b"HTTP/1.1 ") and b" 200 " not in line:
                 raise ValueError((line + await reader.read()).decode())
             continue
@@ -79,6 +80,8 @@ async def ask(arguments: argparse.Namespace, messages: list[dict[str, str]]) -> 
             first = first or time.perf_counter() - start
             text.append(piece)
     writer.close()
+    if arguments.counts_pieces and ended:
+        usage = {"completion_tokens": len(text)}
     if usage is None or first is None:
         raise ValueError(f"no whole answer to {messages[-1]['content']!r}")
     if arguments.check_json:
@@ -127,6 +130,8 @@ def main() -> None:
     parser.add_argument("--prompts", choices=("unique", "shared", "talk"), default="unique")
     parser.add_argument("--extra", default="{}", help="JSON that is added to each body")
     parser.add_argument("--check-json", action="store_true")
+    # For a server that tells no usage in a stream, and sends a piece for each token.
+    parser.add_argument("--counts-pieces", action="store_true")
     print(json.dumps(asyncio.run(load(parser.parse_args()))))
 
 

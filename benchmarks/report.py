@@ -52,11 +52,17 @@ def emit(benchmark: str, rows: list[dict[str, Any]]) -> None:
     if path == "-":
         sys.stdout.write(text)
         return
-    print(f"{'case':32}{'metric':12}{'peer':24}{'ours':>14}{'theirs':>14}{'ratio':>8}  spread")
+    case, metric, peer = (
+        max(len(text) for text in (name, *(each[name] for each in rows))) + 2
+        for name in ("case", "metric", "peer")
+    )
+    print(
+        f"{'case':{case}}{'metric':{metric}}{'peer':{peer}}{'ours':>9}{'theirs':>9}{'ratio':>8}  spread"
+    )
     for each in rows:
         print(
-            f"{each['case']:32}{each['metric']:12}{each['peer']:24}{each['ours']:14.1f}"
-            f"{each['theirs']:14.1f}{each['ratio']:8.2f}  {each['ratio_min']:.2f}-{each['ratio_max']:.2f}"
+            f"{each['case']:{case}}{each['metric']:{metric}}{each['peer']:{peer}}{each['ours']:9.1f}"
+            f"{each['theirs']:9.1f}{each['ratio']:8.2f}  {each['ratio_min']:.2f}-{each['ratio_max']:.2f}"
             f"  {each['unit']}"
         )
     if path:

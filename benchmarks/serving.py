@@ -1,9 +1,11 @@
-"""Chat over HTTP, beside llama-server: throughput and time to the first token, with one load program.
+"""Chat over HTTP, beside other servers: throughput and time to the first token, with one load program.
 
-.venv/bin/python benchmarks/serving.py --peer-python PYTHON [--rounds 5] [--only TEXT] [--json PATH]
+.venv/bin/python benchmarks/serving.py --peer-python PYTHON | --own-server-python PYTHON
+    [--rounds 5] [--only TEXT] [--json PATH]
 
-PYTHON is an interpreter with `xllamacpp`, which serves nothing but this comparison. The starter model is
-imported into a directory of its own, and its Q4_K_M is what both serve, with the same threads.
+The peers are llama-server, by an interpreter with `xllamacpp`, and llama-cpp-python's own server, by one with
+`llama-cpp-python[server]`; these serve nothing but this comparison. The starter model is imported into a
+directory of its own, and its Q4_K_M is what all serve, with the same threads.
 """
 
 from __future__ import annotations
@@ -40,6 +42,8 @@ class Server(NamedTuple):
     url: str
     key: str
     pid: int
+    name: str = "ours"
+    load_switches: tuple[str, ...] = ()
 
 
 class Case(NamedTuple):
@@ -94,12 +98,26 @@ def environment(state: Path, **more: object) -> dict[str, str]:
     return {**os.environ, **own, **{key: str(value) for key, value in more.items()}}
 
 
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def wait_until_up(url: str) -> None:
+    """Raises TimeoutError after half a minute."""
+    for _ in range(300):
+        with contextlib.suppress(OSError):
+            urllib.request.urlopen(url).close()
+            return
+        time.sleep(0.1)
+    raise TimeoutError(url)
+
+
 @contextlib.contextmanager
 def ours(state: Path, threads: int) -> Iterator[Server]:
     """The appliance, as the operator starts it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     variables = environment(
         state,
         APPLIANCE_PORT=port,
@@ -113,11 +131,7 @@ def ours(state: Path, threads: int) -> Iterator[Server]:
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        for _ in range(300):
-            with contextlib.suppress(OSError):
-                urllib.request.urlopen(f"{url}/healthz").close()
-                break
-            time.sleep(0.1)
+        wait_until_up(f"{url}/healthz")
         yield Server(url, (state / "admin.key").read_text().strip(), daemon.pid)
     finally:
         daemon.terminate()
@@ -137,10 +151,36 @@ def peer(python: str, gguf: Path, threads: int) -> Iterator[Server]:
     )
     assert process.stdin is not None and process.stdout is not None
     try:
-        yield Server(process.stdout.readline().strip(), "none", process.pid)
+        yield Server(process.stdout.readline().strip(), "none", process.pid, "llama-server")
     finally:
         process.kill()
         process.wait()
+
+
+@contextlib.contextmanager
+def own_server(python: str, gguf: Path, threads: int) -> Iterator[Server]:
+    """llama-cpp-python's own, which writes one answer at a time."""
+    port = free_port()
+    flags = {
+        "model": gguf,
+        "n_ctx": 2048,
+        "n_threads": threads,
+        "n_threads_batch": threads,
+        "port": port,
+        # Else an answer ends where the next is asked for.
+        "interrupt_requests": "false",
+        "verbose": "false",
+    }
+    command = [python, "-m", "llama_cpp.server", *(f"--{name}={flags[name]}" for name in flags)]
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log)
+        try:
+            url = f"http://127.0.0.1:{port}"
+            wait_until_up(f"{url}/v1/models")
+            yield Server(url, "none", process.pid, "llama_cpp.server", ("--counts-pieces",))
+        finally:
+            process.kill()
+            process.wait()
 
 
 def measure(server: Server, options: dict[str, Any], *switches: str) -> dict[str, float]:
@@ -153,7 +193,9 @@ def measure(server: Server, options: dict[str, Any], *switches: str) -> dict[str
     }
     flags = [*(f"--{name}={value}" for name, value in given.items()), *switches]
     done = subprocess.run(
-        [sys.executable, str(HERE / "load.py"), *flags], capture_output=True, text=True
+        [sys.executable, str(HERE / "load.py"), *flags, *server.load_switches],
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -173,9 +215,9 @@ def compare(case: Case, ours: Server, peer: Server, rounds: int) -> list[dict[st
             result = measure(server, options)
             for name in case.metrics:
                 seen[name][index].append(result[name])
-        print(f"{case.name}, round {number + 1}: {seen}", file=sys.stderr, flush=True)
+        print(f"{peer.name}, {case.name}, round {number + 1}: {seen}", file=sys.stderr, flush=True)
     return [
-        row(case.name, name, "s" if "seconds" in name else "tokens/s", "llama-server", *seen[name])
+        row(case.name, name, "s" if "seconds" in name else "tokens/s", peer.name, *seen[name])
         for name in case.metrics
     ]
 
@@ -183,7 +225,8 @@ def compare(case: Case, ours: Server, peer: Server, rounds: int) -> list[dict[st
 def main() -> None:
     """Start both, measure all."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--peer-python", required=True)
+    parser.add_argument("--peer-python")
+    parser.add_argument("--own-server-python")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", default="")
@@ -191,19 +234,27 @@ def main() -> None:
         "--state-dir", type=Path, help="one in which the starter is imported already"
     )
     arguments, rest = parser.parse_known_args()
+    if not (arguments.peer_python or arguments.own_server_python):
+        parser.error("name the interpreter of one peer at least")
     sys.argv[1:] = rest
     with tempfile.TemporaryDirectory() as directory, contextlib.ExitStack() as stack:
         state = arguments.state_dir or Path(directory, "state")
         found = list(state.glob("base_models/*/*Q4_K_M.gguf"))
         gguf = found[0] if found else import_starter(state)
         us = stack.enter_context(ours(state, arguments.threads))
-        them = stack.enter_context(peer(arguments.peer_python, gguf, arguments.threads))
-        for server in (us, them):
+        pythons = {peer: arguments.peer_python, own_server: arguments.own_server_python}
+        peers = [
+            stack.enter_context(start(python, gguf, arguments.threads))
+            for start, python in pythons.items()
+            if python
+        ]
+        for server in (us, *peers):
             measure(server, {"requests": 1, "clients": 2})
         rows = [
             each
             for case in CASES
             if arguments.only in case.name
+            for them in peers
             for each in compare(case, us, them, arguments.rounds)
         ]
     emit("serving", rows)
