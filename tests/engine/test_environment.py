@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import platform
+import re
 import sys
 from pathlib import Path
 
@@ -30,15 +31,20 @@ def test_waiting_threads_leave_a_core_to_the_daemon_where_their_pause_is_known(
     assert "GOMP_SPINCOUNT" not in environment()
 
 
+HUGE, LARGE = "glibc.malloc.hugetlb=1", "glibc.malloc.mmap_threshold=4194304"
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
-        (None, "glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.perturb=1", "glibc.malloc.perturb=1:glibc.malloc.hugetlb=1"),
-        ("glibc.malloc.hugetlb=0", None),
+        (None, f"{HUGE}:{LARGE}"),
+        ("glibc.malloc.perturb=1", f"glibc.malloc.perturb=1:{HUGE}:{LARGE}"),
+        ("glibc.malloc.hugetlb=0", f"glibc.malloc.hugetlb=0:{LARGE}"),
+        ("glibc.malloc.mmap_threshold=1", f"glibc.malloc.mmap_threshold=1:{HUGE}"),
+        (f"{LARGE}:{HUGE}", None),
     ],
 )
-def test_memory_is_in_huge_pages_unless_somebody_decided_otherwise(
+def test_memory_is_in_huge_pages_and_given_back_unless_somebody_decided_otherwise(
     monkeypatch: pytest.MonkeyPatch, given: str | None, expected: str | None
 ) -> None:
     if given is not None:
@@ -50,5 +56,5 @@ def test_engine_is_started_with_it(tmp_path: Path) -> None:
     program = "import os; print(os.environ['GLIBC_TUNABLES'], os.environ['HF_HUB_OFFLINE'])"
     command = (sys.executable, "-c", program)
     starting = client.start("engine", tmp_path, n_ctx=1, threads=1, slots=1, program=command)
-    with pytest.raises(ChildFailed, match=r"last line: glibc\.malloc\.hugetlb=1 1"):
+    with pytest.raises(ChildFailed, match=re.escape(f"last line: {HUGE}:{LARGE} 1")):
         asyncio.run(starting)
