@@ -20,7 +20,7 @@ SPIN_COUNT = "3000"
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 # Blocks from 4 MiB on are the kernel's again as soon as they are free. Else glibc takes ever larger ones from
 # its heap, where what the shelf lets go leaves holes: with 32 clients an engine took 355 to 410 MiB, and so
-# 299 to 314. To copy to the shelf took no longer. What is needed for a token stays below it: 300,000 candidates.
+# 299 to 314. To copy to the shelf took no longer. What a token needs is less, up to 300,000 candidates.
 LARGE_BLOCKS = "glibc.malloc.mmap_threshold=4194304"
 
 
