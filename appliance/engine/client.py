@@ -206,7 +206,7 @@ class Engine:
             self._watch.cancel()
         await see_end(self._child)
         self._tell_all()
-        told = {"child": self._child.name, "reason": self.last_words}
+        told = {"child": self._child.name} | ({} if self._stopping else {"reason": self.last_words})
         logger.log(logging.INFO if self._stopping else logging.ERROR, "engine ended", extra=told)
 
     def _tell_all(self) -> None:

@@ -56,7 +56,12 @@ class KeyStore:
         with self._database.transaction() as connection:
             key = rows.find(connection, api_keys, ApiKey, id=key_id)
             if key is None:
-                raise NotFound("key_not_found", f"No such key: {key_id!r}", param="key_id")
+                raise NotFound(
+                    "key_not_found",
+                    f"No such key: {key_id!r}",
+                    param="key_id",
+                    next_step="give the id of a key, not its name; GET /api/v1/keys lists them",
+                )
             if key.admin:
                 raise WrongState(
                     "admin_key",
