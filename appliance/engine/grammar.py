@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from appliance.engine.candidates import Candidates
 from appliance.engine.runtime import Runtime
-from appliance.errors import ChildFailed, InvalidInput
+from appliance.errors import InvalidInput
 
 # Asking for all tokens costs more than a decode call; one of the best few is nearly always allowed.
 BEST_TOKENS = 512
@@ -78,9 +78,9 @@ class Grammar:
         return candidates
 
 
-def stuck() -> ChildFailed:
-    """The end of an answer that cannot go on."""
-    return ChildFailed(
+def stuck() -> InvalidInput:
+    """The end of an answer that cannot go on, as where a text has a character that the model cannot write."""
+    return InvalidInput(
         "grammar_stuck",
         "the model should have a token that continues the answer as the schema asks; it has none",
         next_step="change the schema",

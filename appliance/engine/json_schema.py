@@ -21,6 +21,7 @@ from appliance.errors import InvalidInput
 
 MAX_DEPTH = 64
 MAX_RULES = 2000
+MAX_SHOWN_CHARACTERS = 300
 MAX_GRAMMAR_CHARACTERS = 256 * 1024
 # llama.cpp writes a repetition out, and takes no longer one; it holds all values of an enumeration at once.
 MAX_REPETITION = 1000
@@ -80,7 +81,7 @@ class _Converter:
             if key not in known:
                 raise InvalidInput(
                     "unsupported_schema",
-                    f"{path}.{key} cannot be kept here, or not beside what else is there",
+                    f"{_shown(f'{path}.{key}')} cannot be kept here, or not beside what else is there",
                     param=_field(path),
                     next_step=f"leave it out; supported: {', '.join(sorted(known - ANNOTATIONS))}",
                 )
@@ -122,6 +123,8 @@ class _Converter:
     def _alternatives(self, schemas: Any, path: str, depth: int) -> str:
         if not isinstance(schemas, list) or not schemas:
             raise _invalid(path, "be a list of at least one", json.dumps(schemas)[:40])
+        if len(schemas) > MAX_BEGINNINGS:
+            raise _invalid(path, f"be at most {MAX_BEGINNINGS}", str(len(schemas)))
         before, self._at_once = self._at_once, self._at_once * self._alike(schemas, path)
         if self._at_once > MAX_AT_ONCE:
             raise _invalid(path, f"leave at most {MAX_AT_ONCE} ways open at once", "more")
@@ -183,10 +186,14 @@ class _Converter:
         properties, required = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(properties, dict):
             raise _invalid(f"{path}.properties", "be an object", json.dumps(properties)[:40])
+        if len(properties) > MAX_RULES:
+            limit = f"be at most {MAX_RULES}, each with a rule at least"
+            raise _invalid(f"{path}.properties", limit, str(len(properties)))
         if not isinstance(required, list) or not all(
             isinstance(each, str) and each in properties for each in required
         ):
             raise _invalid(f"{path}.required", "name properties", json.dumps(required)[:60])
+        names = set(required)
         others = schema.get("additionalProperties", True)
         if not properties:
             if others is False:
@@ -197,7 +204,7 @@ class _Converter:
         members = [
             (
                 f'{_literal(name)} ":" ws {self.visit(each, f"{path}.properties.{name}", depth + 1)}',
-                name in required,
+                name in names,
             )
             for name, each in properties.items()
         ]
@@ -275,8 +282,13 @@ def _literal(value: Any) -> str:
 
 
 def _invalid(path: str, expected: str, found: str) -> InvalidInput:
-    message = f"{path} should {expected}; found {found}"
+    message = f"{_shown(path)} should {expected}; found {found}"
     return InvalidInput("invalid_schema", message, param=_field(path))
+
+
+def _shown(path: str) -> str:
+    """Names of properties may be as long as a request."""
+    return path if len(path) <= MAX_SHOWN_CHARACTERS else path[:MAX_SHOWN_CHARACTERS] + "…"
 
 
 def _field(path: str) -> str:

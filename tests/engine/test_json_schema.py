@@ -205,3 +205,19 @@ def test_alternatives_of_objects_are_ordinary() -> None:
     )
     # Beginning alike and holding one another, they would double with every level.
     assert "ways open at once" in refusal({"anyOf": kinds}).message
+
+
+def test_more_than_can_be_kept_is_refused_before_it_is_looked_at() -> None:
+    names = [f"p{number}" for number in range(90_000)]
+    # What is wrong within would be told first, were it looked at.
+    unknown = {"no such keyword": 1}
+    many = refusal({"properties": dict.fromkeys(names, unknown), "required": names})
+    assert "schema.properties should be at most 2000" in many.message
+    assert "found 90000" in many.message
+    assert "found 80000" in refusal({"anyOf": [unknown] * 80_000}).message
+
+
+def test_long_name_is_not_told_in_full() -> None:
+    schema = {"properties": {"n" * 100_000: {"type": "no such type"}}}
+    assert len(refusal(schema).message) < 500
+    assert len(refusal({"x" * 100_000: 1}).message) < 1000

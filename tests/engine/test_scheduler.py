@@ -319,6 +319,20 @@ def test_prompt_without_room_is_refused_at_once(watched: Watched) -> None:
     assert not watched.scheduler.busy
 
 
+def test_text_that_the_model_cannot_write_is_the_callers_fault(watched: Watched) -> None:
+    """Its vocabulary lacks a byte of this character."""
+    from appliance.engine.json_schema import to_gbnf
+    from appliance.engine.scheduler import Failure
+
+    sampling = Sampling(temperature=0.0, grammar=to_gbnf({"const": "\U00050000"}, "schema"))
+    prompt = [1000] * 5
+    watched.scheduler.add(Generate(id=0, prompt=Raw(content=prompt), sampling=sampling), prompt)
+    (failed,) = [each for each in watched.run() if isinstance(each, Failure)]
+    assert isinstance(failed.error, InvalidInput)
+    assert failed.error.code == "grammar_stuck"
+    assert watched.holds_nothing_in_use()
+
+
 # --- clients ---
 
 
