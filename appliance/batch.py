@@ -19,8 +19,8 @@ from typing import Any, Literal
 import msgspec
 
 from appliance import durable, process
+from appliance.child_records import Progress
 from appliance.errors import ApplianceError, ChildFailed
-from appliance.records import Progress
 
 SPEC = "spec.json"
 RESULT = "result.json"

@@ -36,6 +36,7 @@ from appliance.api.openai.completions import CompletionsController
 from appliance.api.openai.files import FilesController
 from appliance.api.openai.fine_tuning import FineTuningController
 from appliance.api.openai.model_list import ModelsController
+from appliance.child_records import Programs
 from appliance.engine import client as engine_client
 from appliance.hardware import selection
 from appliance.hardware.lease import DIRECTORY, Ledger, grant
@@ -44,7 +45,6 @@ from appliance.hardware.sensors import Sensors
 from appliance.jobs.course import Course
 from appliance.jobs.memory import Serving
 from appliance.jobs.runner import JobRunner
-from appliance.records import Programs
 from appliance.serving import names
 from appliance.serving.aliases import Aliases
 from appliance.serving.first_answer import answer_once

@@ -31,12 +31,28 @@ _STRING, _ARRAY = 8, 9
 _MIN_PAIR_BYTES, _MIN_TENSOR_BYTES = 8 + 4 + 1, 8 + 4 + 4 + 8
 
 
+class TensorInfo(msgspec.Struct, frozen=True, kw_only=True):
+    """A tensor's place in the file: `shape` begins with the length of a row, `ggml_type` is ggml.h's number,
+    `offset` counts from the file's `data_offset`."""
+
+    shape: tuple[int, ...]
+    ggml_type: int
+    offset: int
+
+    @property
+    def elements(self) -> int:
+        """How many numbers it holds."""
+        return math.prod(self.shape)
+
+
 class GgufHeader(msgspec.Struct, frozen=True, kw_only=True):
-    """Metadata by key, and the number of elements of each tensor by name."""
+    """Metadata and tensors by name, in the file's order; `pairs` are the metadata as the file writes them."""
 
     version: int
     metadata: dict[str, Any]
-    tensors: dict[str, int]
+    pairs: dict[str, bytes]
+    tensors: dict[str, TensorInfo]
+    data_offset: int
 
 
 def read(path: Path) -> GgufHeader:
@@ -61,43 +77,53 @@ class _Reader:
         self._fits(pair_count * _MIN_PAIR_BYTES, "metadata pairs")
         self._fits(tensor_count * _MIN_TENSOR_BYTES, "tensors")
         metadata: dict[str, Any] = {}
+        pairs: dict[str, bytes] = {}
         for _ in range(pair_count):
+            begin = self._position()
             key = self._string(MAX_NAME_BYTES)
             self._require(key not in metadata, f"should hold {key!r} once; it holds it twice")
             metadata[key] = self._value(self._scalar("I"))
-        tensors = self._tensors(tensor_count, self._alignment(metadata))
-        return GgufHeader(version=version, metadata=metadata, tensors=tensors)
+            pairs[key] = self._since(begin)
+        alignment = self._alignment(metadata)
+        tensors = self._tensors(tensor_count, alignment)
+        data_offset = math.ceil(self._position() / alignment) * alignment
+        self._check_extents(tensors, data_offset)
+        return GgufHeader(
+            version=version,
+            metadata=metadata,
+            pairs=pairs,
+            tensors=tensors,
+            data_offset=data_offset,
+        )
 
-    def _tensors(self, count: int, alignment: int) -> dict[str, int]:
-        tensors: dict[str, int] = {}
-        ends = []
+    def _tensors(self, count: int, alignment: int) -> dict[str, TensorInfo]:
+        tensors: dict[str, TensorInfo] = {}
         for _ in range(count):
             name = self._string(MAX_NAME_BYTES)
             self._require(name not in tensors, f"should hold tensor {name!r} once")
-            tensors[name] = elements = self._elements(name)
-            self._scalar("I")  # the tensor's type: whoever reads the data knows the types
-            offset = self._scalar("Q")
+            shape, ggml_type, offset = self._shape(name), self._scalar("I"), self._scalar("Q")
             self._require(
                 offset % alignment == 0,
                 f"tensor {name!r} should lie at a multiple of {alignment}; it lies at {offset}",
             )
-            # No ggml type takes less than one bit for an element.
-            ends.append((offset + elements // 8, name))
-        start = math.ceil((self._size - self._left) / alignment) * alignment
-        for end, name in ends:
-            self._require(
-                start + end <= self._size,
-                f"tensor {name!r} should lie within the file's {self._size} bytes",
-            )
+            tensors[name] = TensorInfo(shape=shape, ggml_type=ggml_type, offset=offset)
         return tensors
 
-    def _elements(self, name: str) -> int:
+    def _check_extents(self, tensors: dict[str, TensorInfo], data_offset: int) -> None:
+        for name, tensor in tensors.items():
+            # No ggml type takes less than one bit for an element.
+            self._require(
+                data_offset + tensor.offset + tensor.elements // 8 <= self._size,
+                f"tensor {name!r} should lie within the file's {self._size} bytes",
+            )
+
+    def _shape(self, name: str) -> tuple[int, ...]:
         count = self._scalar("I")
         self._require(
             count <= MAX_DIMENSIONS,
             f"tensor {name!r} should have at most {MAX_DIMENSIONS} dimensions; it has {count}",
         )
-        return math.prod(self._scalar("Q") for _ in range(count))
+        return tuple(self._scalar("Q") for _ in range(count))
 
     def _alignment(self, metadata: dict[str, Any]) -> int:
         value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
@@ -141,6 +167,15 @@ class _Reader:
         self._fits(count, what)
         self._left -= count
         return self._file.read(count)
+
+    def _position(self) -> int:
+        return self._size - self._left
+
+    def _since(self, begin: int) -> bytes:
+        """What was read from `begin` on, as it stands in the file."""
+        length = self._position() - begin
+        self._file.seek(begin)
+        return self._file.read(length)
 
     def _fits(self, count: int, what: str) -> None:
         self._require(

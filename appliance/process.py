@@ -228,33 +228,6 @@ def python_child(module: str, *arguments: str) -> list[str]:
     return [sys.executable, "-m", module, *arguments]
 
 
-def run_in_group(argv: Sequence[str], *, on_line: Callable[[str], None]) -> int:
-    """Run a program inside this child's process group to its end; returns its exit status.
-
-    The program inherits the death pipe and should begin with `die_with_parent()`. Its standard output
-    and error come to `on_line` together, a progress bar's redrawn line as a line of its own.
-    """
-    variable = os.environ.get(DEATH_FD_VARIABLE)
-    with subprocess.Popen(
-        argv,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        encoding="utf-8",
-        errors="replace",
-        pass_fds=() if variable is None else (int(variable),),
-    ) as program:
-        assert program.stdout is not None
-        try:
-            for line in program.stdout:
-                on_line(line.rstrip())
-        except BaseException:
-            program.kill()
-            raise
-        return program.wait()
-
-
 def start_in_group(argv: Sequence[str], *, pass_fds: Sequence[int]) -> Program:
     """Start a program inside this child's process group; it should begin with `die_with_parent()`.
 

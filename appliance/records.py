@@ -15,8 +15,13 @@ import msgspec
 class Quantization(enum.StrEnum):
     """llama.cpp's own names of the file types that a release can be written in."""
 
+    Q2_K = "Q2_K"
     Q4_K_M = "Q4_K_M"
+    Q5_K_M = "Q5_K_M"
+    Q6_K = "Q6_K"
     Q8_0 = "Q8_0"
+    F16 = "F16"
+    BF16 = "BF16"
 
 
 # LoRA on a base held in 4 bits (NF4), or in 16.
@@ -158,19 +163,7 @@ class ApiKey(msgspec.Struct, frozen=True, kw_only=True):
     admin: bool
 
 
-# --- how children are started ---
-
-
-class Programs(msgspec.Struct, frozen=True, kw_only=True):
-    """Argument lists that start the children; their own arguments are appended."""
-
-    base_import: tuple[str, ...]
-    training: tuple[str, ...]
-    release: tuple[str, ...]
-    engine: tuple[str, ...]
-
-
-# --- what the daemon and its children tell each other ---
+# --- how a model is trained ---
 
 
 class Hyperparameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -205,94 +198,3 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     policy: LeasePolicy = "serve_first"
     training_bytes: int | None = None
     release_bytes: int | None = None
-
-
-class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`spec.json` of the training child. Directories and files are absolute paths.
-
-    `base_directory` is a Hugging Face directory (safetensors, tokenizer, chat template),
-    `initial_adapter_directory` a PEFT adapter to go on from, or None; `max_steps` cuts the run short.
-    """
-
-    base_directory: str
-    initial_adapter_directory: str | None
-    train_file: str
-    validation_file: str | None
-    validation_fraction: float
-    technique: Technique
-    hyperparameters: Hyperparameters
-    seed: int
-    checkpoint_seconds: float
-    threads: int
-    max_steps: int | None = None
-
-
-class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
-    """`result.json` of the training child, `adapter/` beside it; `planned_*` are those of all epochs."""
-
-    steps: int
-    epochs: float
-    trained_tokens: int
-    train_loss: float
-    validation_loss: float | None
-    seconds: float
-    end_of_turn_token_id: int
-    planned_tokens: int = 0
-    planned_validations: int = 0
-
-
-class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`spec.json` of the release child. Without an adapter the base itself is released.
-
-    `converter_directory` is the llama.cpp tree that holds `convert_hf_to_gguf.py`.
-    `end_of_turn_token_id` is what training ended each answer with, or None when nothing was trained.
-    """
-
-    model_name: str
-    base_directory: str
-    adapter_directory: str | None
-    end_of_turn_token_id: int | None
-    converter_directory: str
-    quantizations: tuple[Quantization, ...]
-    threads: int
-
-
-class ReleaseResult(msgspec.Struct, frozen=True, kw_only=True):
-    """`result.json` of the release child."""
-
-    files: tuple[ReleaseFile, ...]
-    seconds: float
-    adapter_file: GgufFile | None = None
-
-
-class ImportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`spec.json` of the import child. `source` is a Hugging Face directory or one GGUF file."""
-
-    name: str
-    source: str
-    licence: str
-    origin: str
-
-
-class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
-    """`result.json` of the import child; the safetensors directory lies beside it in `hf/`."""
-
-    architecture: str
-    parameters: int
-    context_length: int
-    licence: str
-    sha256: str
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of a batch child's `metrics.jsonl`.
-
-    `key` is unique for what is reported ("step:40"), so that a resumed child may report it again.
-    `data` marks the line as metrics; `eta_seconds` is the time left until the child ends.
-    """
-
-    key: str
-    message: str
-    level: Literal["info", "warn", "error"] = "info"
-    data: dict[str, Any] | None = None
-    eta_seconds: float | None = None

@@ -106,7 +106,7 @@ def tiny(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def make_adapter(base: Path, directory: Path, *, deviation: float = 0.02) -> Path:
+def make_adapter(base: Path, directory: Path, *, deviation: float = 0.02, **options: Any) -> Path:
     """A LoRA adapter on every linear layer, with random weights in both halves."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -114,7 +114,9 @@ def make_adapter(base: Path, directory: Path, *, deviation: float = 0.02) -> Pat
 
     torch.manual_seed(1)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    config = LoraConfig(
+        r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM", **options
+    )
     adapted = get_peft_model(model, config)
     for name, parameter in adapted.named_parameters():
         if "lora_B" in name:

@@ -19,6 +19,7 @@ LAYERS = {
     0: {
         "batch",
         "child_output",
+        "child_records",
         "compute",
         "detached",
         "durable",

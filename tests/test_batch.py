@@ -16,8 +16,8 @@ import pytest
 
 from appliance import batch, process
 from appliance.batch import Failure
+from appliance.child_records import Progress
 from appliance.errors import ChildFailed
-from appliance.records import Progress
 from appliance.settings import CHECKOUT
 
 CHILD = """

@@ -9,6 +9,7 @@ import pytest
 
 from appliance import gguf_header
 from appliance.errors import InvalidInput
+from appliance.gguf_header import TensorInfo
 from tests.children import required_path
 
 
@@ -53,7 +54,13 @@ def test_reads_what_is_there(tmp_path: Path) -> None:
         "tokens": ["a", "b"],
         "scores": [0.5, 1.5],
     }
-    assert header.tensors == {"w": 16}
+    assert header.tensors == {"w": TensorInfo(shape=(8, 2), ggml_type=0, offset=0)}
+    assert header.tensors["w"].elements == 16
+    # Each pair as it stands there, in the file's order.
+    assert list(header.pairs) == list(header.metadata)
+    assert b"".join(header.pairs.values()) == NAME + TOKENS + SCORES
+    # Behind the header, and aligned.
+    assert header.data_offset == -(-((tmp_path / "a.gguf").stat().st_size - 256) // 32) * 32
 
 
 @pytest.mark.parametrize(
@@ -125,6 +132,6 @@ def test_damage_is_read_or_refused_but_never_crashes(tmp_path: Path) -> None:
 def test_reads_a_real_file() -> None:
     header = gguf_header.read(required_path("APPLIANCE_TEST_STARTER_GGUF"))
     assert len(header.tensors) == 272
-    assert sum(header.tensors.values()) == 134_515_008
+    assert sum(each.elements for each in header.tensors.values()) == 134_515_008
     assert len(header.metadata["tokenizer.ggml.tokens"]) == 49152
     assert header.metadata["tokenizer.chat_template"].startswith("{% for message in messages %}")

@@ -337,10 +337,11 @@ import subprocess, sys, time
 from appliance import process
 process.die_with_parent()
 subprocess.Popen(["sleep", "600"])
-process.run_in_group(
+process.start_in_group(
     [sys.executable, "-c", "import time; from appliance import process\\n"
-     "process.die_with_parent(); print('up', flush=True); time.sleep(600)"],
-    on_line=lambda line: print("grandchild", line, flush=True))
+     "process.die_with_parent(); print('grandchild up', flush=True); time.sleep(600)"],
+    pass_fds=())
+time.sleep(600)
 """
 PARENT = f"""
 import asyncio, sys
@@ -375,11 +376,3 @@ def test_whole_group_is_gone_when_the_parent_is(stopped, end):
         finally:
             if group_members(group):
                 os.killpg(group, signal.SIGKILL)
-
-
-def test_program_in_the_group_tells_its_lines_and_its_status():
-    lines: list[str] = []
-    source = "import sys; print('one\\rtwo'); print('thr\\xff\\xc3', file=sys.stderr); sys.exit(3)"
-    assert process.run_in_group(script(source), on_line=lines.append) == 3
-    assert lines[:2] == ["one", "two"]
-    assert lines[2].startswith("thr")

@@ -16,8 +16,8 @@ from transformers.utils import logging as transformers_logging
 
 from appliance import batch, durable, gguf_header
 from appliance.basemodels import chat, gguf_source, safetensors_header, source_directory
+from appliance.child_records import ImportResult, ImportSpec
 from appliance.errors import InvalidInput
-from appliance.records import ImportResult, ImportSpec
 
 HF = "hf"
 _PARTIAL = "hf.partial"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from appliance import fields
+from appliance.child_records import Progress
 from appliance.cli import fit_text, output
 from appliance.cli.fit_text import Findings
 from appliance.cli.follow import LiveView, live_view
@@ -21,7 +22,6 @@ from appliance.hardware import selection
 from appliance.hardware.fit import duration
 from appliance.hardware.fit.cost import Prices, Run, cost
 from appliance.hardware.lease import DIRECTORY, Ledger
-from appliance.records import Progress
 from appliance.settings import Settings
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
+from appliance.child_records import Progress
 from appliance.cli import output
 from appliance.cli.client import connect
 from appliance.cli.follow import LiveView, live_view
 from appliance.cli.options import CONNECTION, JsonPath, with_settings
-from appliance.records import BaseModel, Progress
+from appliance.records import BaseModel
 from appliance.settings import Settings
 
 app = typer.Typer(help="Base models and fine-tuned ones.", no_args_is_help=True)
@@ -84,11 +85,11 @@ def import_base(
     """Run an import in the foreground, showing its progress."""
     import asyncio
 
+    from appliance.child_records import ImportSpec
     from appliance.daemon import PROGRAMS
     from appliance.hardware import selection
     from appliance.hardware.lease import DIRECTORY, Ledger
     from appliance.jobs import base_import
-    from appliance.records import ImportSpec
     from appliance.store.store import Store
 
     spec = ImportSpec(name=name, source=str(source.absolute()), licence=licence, origin=origin)

@@ -18,6 +18,14 @@ from pathlib import Path
 import msgspec
 
 from appliance import durable
+from appliance.child_records import (
+    ImportResult,
+    ImportSpec,
+    Programs,
+    Progress,
+    ReleaseResult,
+    ReleaseSpec,
+)
 from appliance.errors import InvalidInput, WrongState
 from appliance.hardware import stored_base
 from appliance.hardware.fit import needs
@@ -27,15 +35,7 @@ from appliance.hardware.profiles import HardwareProfile
 from appliance.hardware.selection import Selection
 from appliance.jobs import scratch, stages
 from appliance.jobs.memory import waited_for
-from appliance.records import (
-    BaseModel,
-    ImportResult,
-    ImportSpec,
-    Programs,
-    Progress,
-    ReleaseResult,
-    ReleaseSpec,
-)
+from appliance.records import BaseModel
 from appliance.settings import Settings
 from appliance.store.store import Store
 
@@ -77,7 +77,7 @@ async def import_base(
         known = await asyncio.to_thread(_known, store, spec, imported)
         if known is not None:
             return known
-        size_bytes = _release_bytes(work / "import" / "hf", spec.name, selected.machine)
+        size_bytes = _conversion_bytes(work / "import" / "hf", spec.name, selected.machine)
 
         async def say(message: str) -> None:
             on_progress([Progress(key="waiting", message=message, level="warn")])
@@ -97,16 +97,16 @@ async def import_base(
         return await asyncio.to_thread(_publish, store, spec, imported, released, work)
 
 
-def _release_bytes(hf: Path, name: str, machine: Machine) -> int:
+def _conversion_bytes(hf: Path, name: str, machine: Machine) -> int:
     """Of the device's memory; 0 where it is the host's alone, or cannot be told."""
     shape = stored_base.read(hf)
     if shape is None:
         return 0
-    needed = needs.release_bytes(shape)
+    needed = needs.conversion_bytes(shape)
     if needed > machine.host_bytes:
         raise InvalidInput(
             "does_not_fit",
-            f"quantizing {name} needs {needed / GIB:.2f} GiB of memory; this device has "
+            f"converting {name} needs {needed / GIB:.2f} GiB of memory; this device has "
             f"{machine.host_bytes / GIB:.2f} GiB for it",
             param="source",
             next_step="choose a smaller model; `appliance models recommend` names some",
@@ -148,8 +148,7 @@ def _release_spec(
     return ReleaseSpec(
         model_name=spec.name,
         base_directory=str(work / "import" / "hf"),
-        adapter_directory=None,
-        end_of_turn_token_id=None,
+        trained=None,
         converter_directory=str(settings.converter_dir),
         # The base is served in the quantization that releases are served in, so that they compare.
         quantizations=profile.quantizations[:1],

@@ -16,18 +16,12 @@ from pathlib import Path
 import msgspec
 
 from appliance import batch
+from appliance.child_records import Programs, ReleaseResult, TrainingResult
 from appliance.hardware.lease import Ledger, Purpose
 from appliance.hardware.sensors import Sensors
 from appliance.jobs import specs, stages, watch
 from appliance.jobs.memory import JobMemory, Serving
-from appliance.records import (
-    Job,
-    JobStatus,
-    Programs,
-    Release,
-    ReleaseResult,
-    TrainingResult,
-)
+from appliance.records import Job, JobStatus, Release
 from appliance.settings import Settings
 from appliance.store.store import Store
 

@@ -125,7 +125,12 @@ def _needs(
         serving=tuple(choices.serving_choices(facts, served, n_ctx, "f16", machine)),
         release_memory=choices.room(needs.release_bytes(facts), machine.host_bytes),
         release_disk=choices.room(
-            needs.disk_bytes(facts, [each.value for each in chosen.quantizations]), disk.free_bytes
+            needs.disk_bytes(
+                facts,
+                [each.value for each in chosen.quantizations],
+                chosen.hyperparameters.r,
+            ),
+            disk.free_bytes,
         ),
     )
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import msgspec
 
+from appliance.child_records import Progress
 from appliance.hardware.telemetry import Reading
-from appliance.records import Progress
 from appliance.store.rows import new_id
 
 # How much cooler than the limit every device must be: at the limit itself work would stop at once again.

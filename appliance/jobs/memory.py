@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from appliance import durable
+from appliance.child_records import Progress
 from appliance.errors import ApplianceError, NoMemory, OutOfDisk
 from appliance.hardware.lease import Lease, Ledger, Purpose, grant
-from appliance.records import Job, Progress
+from appliance.records import Job
 
 logger = logging.getLogger(__name__)
 

@@ -13,17 +13,9 @@ from typing import TypeVar
 import msgspec
 
 from appliance import durable
+from appliance.child_records import ReleaseSpec, Trained, TrainingResult, TrainingSpec
 from appliance.errors import NotFound, WrongState
-from appliance.records import (
-    BaseModel,
-    GgufFile,
-    Job,
-    Plan,
-    ReleaseSpec,
-    StoredFile,
-    TrainingResult,
-    TrainingSpec,
-)
+from appliance.records import BaseModel, GgufFile, Job, Plan, StoredFile
 from appliance.settings import Settings
 from appliance.store.store import Store
 
@@ -106,11 +98,15 @@ def training_of_plan(
 
 def release(store: Store, settings: Settings, job: Job, trained: TrainingResult) -> ReleaseSpec:
     """Spec of the release child."""
+    base = base_of(store, job)
     return ReleaseSpec(
         model_name=release_name(job),
-        base_directory=str(store.directory / base_of(store, job).directory / "hf"),
-        adapter_directory=str(store.directory / adapter_directory(job)),
-        end_of_turn_token_id=trained.end_of_turn_token_id,
+        base_directory=str(store.directory / base.directory / "hf"),
+        trained=Trained(
+            adapter_directory=str(store.directory / adapter_directory(job)),
+            base_file=str(store.directory / base.files[0].path),
+            end_of_turn_token_id=trained.end_of_turn_token_id,
+        ),
         converter_directory=str(settings.converter_dir),
         quantizations=job.plan.quantizations,
         threads=settings.thread_count,

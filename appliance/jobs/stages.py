@@ -14,8 +14,8 @@ from typing import TypeVar
 import msgspec
 
 from appliance import batch, durable, process
+from appliance.child_records import Progress
 from appliance.errors import UNDECODABLE, ApplianceError, OutOfDisk
-from appliance.records import Progress
 
 logger = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from statistics import fmean
 
 import msgspec
 
+from appliance.child_records import Programs, Progress, TrainingResult, TrainingSpec
 from appliance.errors import ChildFailed
 from appliance.hardware import energy
 from appliance.hardware.fit import duration
@@ -23,7 +24,6 @@ from appliance.hardware.sensors import Sensors
 from appliance.jobs import scratch, specs, stages
 from appliance.jobs.estimate import Estimate
 from appliance.process import Child
-from appliance.records import Programs, Progress, TrainingResult, TrainingSpec
 from appliance.settings import Settings
 from appliance.store.store import Store
 

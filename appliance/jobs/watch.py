@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from appliance import batch, durable
+from appliance.child_records import Progress
 from appliance.errors import ApplianceError
 from appliance.hardware import energy
 from appliance.hardware.energy import Used
@@ -23,7 +24,6 @@ from appliance.hardware.sensors import Sensors
 from appliance.hardware.telemetry import Reading
 from appliance.jobs.heat import Heat
 from appliance.process import Child
-from appliance.records import Progress
 from appliance.store import rows
 from appliance.store.store import Store
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from appliance import batch
-from appliance.records import ReleaseResult
+from appliance.child_records import ReleaseResult
 
 
 def main(directory: Path, reporter: batch.Reporter) -> ReleaseResult:

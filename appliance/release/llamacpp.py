@@ -1,4 +1,4 @@
-"""The few calls into llama.cpp's library that a release needs: quantize, tokenize, decode.
+"""The few calls into llama.cpp's library that a release needs: quantize, choose types, tokenize, decode.
 
 Its log is passed on line by line, warnings and errors to stderr, so that long work shows life. Knows
 nothing of Hugging Face's formats.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,13 +20,22 @@ import numpy as np
 from appliance.errors import ChildFailed
 from appliance.records import Quantization
 
-FILE_TYPES = {
-    Quantization.Q4_K_M: llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
-    Quantization.Q8_0: llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+FILE_TYPES: dict[Quantization, int] = {
+    each: getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{each}") for each in Quantization
 }
-# Outside `log_to` nobody listens. A module constant, so that the callback is never freed.
-_SILENCE = llama_cpp.llama_log_callback(lambda level, text, data: None)
+# The largest part of a tensor that its quantizer holds at once.
+_QUANTIZE_BUFFER_BYTES = 64 << 20
+# A line of its dry run; the type in brackets, where it differs from the one before
+# (src/llama-quant.cpp, llama_model_quantize_impl).
+_PLANNED = re.compile(
+    r"^\[ *\d+/ *\d+\] (?P<name>\S+) +- \[.*?\], type = +(?P<old>\S+), size = .*?(?:\((?P<new>\S+)\))?$",
+    re.MULTILINE,
+)
+# Whoever began to listen last is told. Outside of all contexts nobody is; that callback is never freed.
+_listeners = [llama_cpp.llama_log_callback(lambda level, text, data: None)]
 _N_CTX = 512
+# Scores of so many tokens at once have a buffer, as wide as the vocabulary.
+_N_UBATCH = 64
 _WARN, _ERROR = 3, 4  # enum ggml_log_level of ggml.h
 
 
@@ -33,25 +43,55 @@ _WARN, _ERROR = 3, 4  # enum ggml_log_level of ggml.h
 def log_to(on_line: Callable[[], None]) -> Iterator[None]:
     """Call `on_line` at each piece of llama.cpp's log while the context lasts."""
 
-    def listen(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+    def listen(level: int, text: str) -> None:
         on_line()
         if level in (_WARN, _ERROR):
-            sys.stderr.write(text.decode("utf-8", "replace"))
+            sys.stderr.write(text)
 
-    callback = llama_cpp.llama_log_callback(listen)
+    with _listening(listen):
+        yield
+
+
+@contextlib.contextmanager
+def _listening(listen: Callable[[int, str], None]) -> Iterator[None]:
+    callback = llama_cpp.llama_log_callback(
+        lambda level, text, data: listen(level, text.decode("utf-8", "replace"))
+    )
+    _listeners.append(callback)
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
     try:
         yield
     finally:
         # The library must not keep a callback that Python is about to free.
-        llama_cpp.llama_log_set(_SILENCE, ctypes.c_void_p(0))
+        _listeners.pop()
+        llama_cpp.llama_log_set(_listeners[-1], ctypes.c_void_p(0))
 
 
 def quantize(source: Path, destination: Path, quantization: Quantization, *, threads: int) -> None:
     """Write `source` (a float GGUF) as `quantization`; raises ChildFailed if llama.cpp says no."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
+    _quantize(source, destination, quantization, params)
+
+
+def tensor_types(source: Path, quantization: Quantization) -> dict[str, str]:
+    """The type that llama.cpp would give each tensor of `source`, by ggml's names of types.
+
+    `source` is a GGUF of any types: its tensors' names and shapes and the model's own facts decide. The
+    library tells its choice only in the log of a dry run, which reads no weights and writes nothing.
+    """
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.dry_run = True
+    pieces: list[str] = []
+    with _listening(lambda level, text: pieces.append(text)):
+        _quantize(source, source, quantization, params)
+    lines = _PLANNED.finditer("".join(pieces))
+    return {line["name"]: line["new"] or line["old"] for line in lines}
+
+
+def _quantize(source: Path, destination: Path, quantization: Quantization, params: Any) -> None:
     params.ftype = FILE_TYPES[quantization]
+    params.max_buf_size = _QUANTIZE_BUFFER_BYTES
     status = llama_cpp.llama_model_quantize(
         str(source).encode(), str(destination).encode(), ctypes.byref(params)
     )
@@ -73,6 +113,8 @@ class Model:
     def __enter__(self) -> Model:
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 0
+        # Copies of the weights in an order that is faster to multiply are not worth their memory here.
+        params.use_extra_bufts = False
         self._model = llama_cpp.llama_model_load_from_file(str(self._path).encode(), params)
         if self._model is None:
             raise ChildFailed(
@@ -98,6 +140,7 @@ class Model:
         """`count` most likely tokens after `prompt`, and the logits [count, n_vocab] they came from."""
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = _N_CTX
+        params.n_ubatch = _N_UBATCH
         params.n_threads = params.n_threads_batch = self._threads
         context = llama_cpp.llama_init_from_model(self._model, params)
         try:

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from sqlalchemy import select, update
 from sqlalchemy.dialects.sqlite import insert
 
+from appliance.child_records import Progress
 from appliance.errors import NotFound, WrongState
-from appliance.records import Job, JobError, JobEvent, JobStatus, Progress, Release
+from appliance.records import Job, JobError, JobEvent, JobStatus, Release
 from appliance.store import rows
 from appliance.store.database import Database
 from appliance.store.tables import job_events, jobs, releases

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from appliance import batch
-from appliance.records import TrainingResult
+from appliance.child_records import TrainingResult
 from appliance.training import allocator
 
 LOWEST_PRIORITY = 19

@@ -19,9 +19,9 @@ from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from appliance import batch, durable
+from appliance.child_records import TrainingResult, TrainingSpec
 from appliance.compute import LENGTH_MULTIPLE
 from appliance.errors import ChildFailed
-from appliance.records import TrainingResult, TrainingSpec
 from appliance.training import (
     adapter,
     base,

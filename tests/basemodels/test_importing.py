@@ -14,8 +14,8 @@ import pytest
 
 from appliance import batch, durable, gguf_header
 from appliance.batch import Failure
+from appliance.child_records import ImportResult
 from appliance.errors import InvalidInput
-from appliance.records import ImportResult
 from tests.children import import_spec, reported, run_child
 
 pytestmark = [pytest.mark.torch, pytest.mark.llama]

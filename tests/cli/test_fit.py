@@ -94,7 +94,8 @@ def test_everything_is_told_in_numbers(told, upload):
     for row in (*needs["training"], *needs["serving"]):
         room = row["room"]
         assert room["margin_bytes"] == room["available_bytes"] - room["needed_bytes"]
-    assert needs["release_disk"]["needed_bytes"] > 8 * 134_515_008
+    # Its file in 4 bits, and the adapter alone.
+    assert 105e6 < needs["release_disk"]["needed_bytes"] < 400e6
     # The fake makes 100 tokens a second, after a cold step of 11 s; three validations take 2 s each.
     assert found["warm_up"]["pace"]["tokens_per_second"] == 100
     tokens = found["run"]["tokens"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from appliance.records import Programs
+from appliance.child_records import Programs
 
 PROGRAMS = Programs(
     base_import=(sys.executable, "-m", "tests.fakes.base_import"),

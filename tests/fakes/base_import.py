@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 from appliance import batch, durable
+from appliance.child_records import ImportResult, ImportSpec
 from appliance.errors import InvalidInput
-from appliance.records import ImportResult, ImportSpec
 from tests.fakes import behaviour
 
 

@@ -13,8 +13,8 @@ from appliance.errors import InvalidInput
 
 # A second process in the group, as a data loader or a converter would be.
 GRANDCHILD = (
-    "import time\nfrom appliance import process\nprocess.die_with_parent()\n"
-    "print('up', flush=True)\ntime.sleep(600)\n"
+    "import os, sys, time\nfrom appliance import process\nprocess.die_with_parent()\n"
+    "os.write(int(sys.argv[1]), b'up')\ntime.sleep(600)\n"
 )
 
 
@@ -39,8 +39,8 @@ def act(behaviour: str, directory: Path, reporter: batch.Reporter) -> None:
 
 
 def _start_grandchild(directory: Path, reporter: batch.Reporter) -> None:
-    def up(_line: str) -> None:
-        reporter.report("hanging", f"hanging as {os.getpid()}")
-
     (directory / "hung.pid").write_text(str(os.getpid()))
-    process.run_in_group([sys.executable, "-c", GRANDCHILD], on_line=up)
+    reading, writing = os.pipe()
+    process.start_in_group([sys.executable, "-c", GRANDCHILD, str(writing)], pass_fds=(writing,))
+    os.read(reading, 2)
+    reporter.report("hanging", f"hanging as {os.getpid()}")

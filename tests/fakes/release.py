@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 
 from appliance import batch, durable
-from appliance.records import GgufFile, ReleaseFile, ReleaseResult, ReleaseSpec
+from appliance.child_records import ReleaseResult, ReleaseSpec
+from appliance.records import GgufFile, ReleaseFile
 from tests.fakes import behaviour
 
 
@@ -44,9 +45,10 @@ def main(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
 
 
 def _word(spec: ReleaseSpec) -> str:
-    if spec.adapter_directory is None:
+    if spec.trained is None:
         return ""
-    return str(json.loads((Path(spec.adapter_directory) / "adapter.json").read_text())["word"])
+    adapter = Path(spec.trained.adapter_directory) / "adapter.json"
+    return str(json.loads(adapter.read_text())["word"])
 
 
 if __name__ == "__main__":

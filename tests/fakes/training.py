@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 
 from appliance import batch, durable
-from appliance.records import TrainingResult, TrainingSpec
+from appliance.child_records import TrainingResult, TrainingSpec
 from tests.fakes import behaviour
 
 # Steps, and seconds a step; a "long" one leaves time enough to be killed in the middle.

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from appliance import daemon, durable
+from appliance.child_records import ImportSpec
 from appliance.cli import models
 from appliance.errors import (
     ApplianceError,
@@ -26,7 +27,6 @@ from appliance.hardware import selection
 from appliance.hardware.fit import needs, shapes
 from appliance.hardware.lease import GIB, Ledger
 from appliance.jobs.base_import import import_base
-from appliance.records import ImportSpec
 from appliance.store.store import Store
 from tests.fakes import PROGRAMS
 from tests.hardware.fit.test_shapes import LLAMA
@@ -223,22 +223,22 @@ def test_state_directory_that_an_import_makes_is_the_services_alone(
     assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
 
 
-def small(layers: int) -> str:
-    """A model whose release takes about 0.25 GiB without any layers, and 0.02 more for each."""
-    return json.dumps({**LLAMA, "vocab_size": 64, "num_hidden_layers": layers})
+def small(vocab_size: int) -> str:
+    """A model whose conversion takes 0.25 GiB without any vocabulary."""
+    return json.dumps({**LLAMA, "vocab_size": vocab_size, "num_hidden_layers": 1})
 
 
 def test_model_that_is_too_large_to_be_quantized_is_refused_with_both_numbers(store, run):
-    with pytest.raises(InvalidInput, match=r"quantizing tiny needs .* has 0\.50 GiB") as caught:
-        run(small(40))
+    with pytest.raises(InvalidInput, match=r"converting tiny needs .* has 0\.50 GiB") as caught:
+        run(small(1 << 20))
     assert caught.value.code == "does_not_fit"
     assert store.catalog.bases() == []
     assert leftovers(store) == []
 
 
 def test_import_takes_its_share_of_the_memory(store, run, ledger):
-    source = small(1)
-    needed = needs.release_bytes(shapes.of_config(json.loads(source)))
+    source = small(64)
+    needed = needs.conversion_bytes(shapes.of_config(json.loads(source)))
     held = ledger.grant("ftjob-7", "training", ledger.capacity_bytes - needed + 1)
     ends = threading.Timer(3, os.close, (held.descriptor,))
     ends.start()
@@ -248,5 +248,5 @@ def test_import_takes_its_share_of_the_memory(store, run, ledger):
     assert waited.fullmatch(told[1])
     assert told[2] == "wrote model-Q4_K_M.gguf"
     with ledger.grant("ftjob-7", "training", ledger.capacity_bytes - needed):
-        run(small(1).replace("{", "{ ", 1), "other")
+        run(small(64).replace("{", "{ ", 1), "other")
     assert ledger.holdings() == []

@@ -53,12 +53,26 @@ def facts(tmp_path, config):
     return stored_base.read(tmp_path / RECORD.directory / "hf")
 
 
-def machine(gib: float) -> Machine:
-    size = round(gib * GIB)
-    return Machine(family="cpu", device_bytes=size, host_bytes=size, bfloat16=True)
+def machine(gib: float, host_gib: float | None) -> Machine:
+    """A CPU, or with `host_gib` a card."""
+    family, host = ("cpu", gib) if host_gib is None else ("discrete", host_gib)
+    return Machine(
+        family=family,
+        device_bytes=round(gib * GIB),
+        host_bytes=round(host * GIB),
+        bfloat16=True,
+    )
 
 
-def fit(tmp_path, gib: float, config=CONFIG, longest=3000, serving_gib=0.0, **options: object):
+def fit(
+    tmp_path,
+    gib: float,
+    config=CONFIG,
+    longest=3000,
+    serving_gib=0.0,
+    host_gib=None,
+    **options: object,
+):
     request = msgspec.convert(
         {"model": "m", "training_file": "f", "appliance": options}, FineTuningRequest
     )
@@ -66,7 +80,7 @@ def fit(tmp_path, gib: float, config=CONFIG, longest=3000, serving_gib=0.0, **op
     data = fitting.data_facts([stored(longest)], chosen.hyperparameters.max_length)
     base, serving_bytes = facts(tmp_path, config), round(serving_gib * GIB)
     return fitting.fit(
-        chosen, request.appliance.advanced, base, data, machine(gib), serving_bytes, 4096
+        chosen, request.appliance.advanced, base, data, machine(gib, host_gib), serving_bytes, 4096
     )
 
 
@@ -117,7 +131,7 @@ def test_model_that_is_too_large_is_refused_with_the_way_out(tmp_path):
 
 def test_release_that_does_not_fit_is_named(tmp_path):
     with pytest.raises(InvalidInput, match="the release needs"):
-        fit(tmp_path, 60, LARGE, longest=70, advanced={"max_length": 128})
+        fit(tmp_path, 80, LARGE, longest=70, host_gib=1, advanced={"max_length": 128})
 
 
 def test_short_rows_need_less(tmp_path):
@@ -165,7 +179,14 @@ def test_result_that_cannot_be_served_is_not_trained(tmp_path):
     )
     chosen = plan.make(request, PROFILE, base=RECORD, initial_adapter=None, rows=1000)
     data = fitting.data_facts([stored(50)], 64)
-    arguments = (chosen, request.appliance.advanced, facts(tmp_path, wide), data, machine(2), 0)
+    arguments = (
+        chosen,
+        request.appliance.advanced,
+        facts(tmp_path, wide),
+        data,
+        machine(2, None),
+        0,
+    )
     assert fitting.fit(*arguments, 4096)[0].training_bytes
     with pytest.raises(InvalidInput, match="serving the result as Q4_K_M needs") as caught:
         fitting.fit(*arguments, 1 << 17)

@@ -10,12 +10,12 @@ import sys
 
 import pytest
 
+from appliance.child_records import Progress
 from appliance.errors import NoMemory
 from appliance.hardware import host
 from appliance.hardware.lease import Ledger
 from appliance.hardware.probe import ROOT
 from appliance.jobs import memory
-from appliance.records import Progress
 from tests.daemon_process import BASE, add_base, ok, wait_for
 from tests.jobs.test_fitting import CONFIG, LARGE
 

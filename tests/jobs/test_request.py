@@ -63,7 +63,7 @@ BAD = [
     ("hyperparameters", {"n_epochs": 0}),
     ("appliance", {"technique": "full"}),
     ("appliance", {"quantizations": []}),
-    ("appliance", {"quantizations": ["Q2_K"]}),
+    ("appliance", {"quantizations": ["Q4_0"]}),
     ("appliance", {"quantizations": ["Q8_0", "Q8_0"]}),
     ("appliance", {"policy": "window"}),
     ("appliance", {"validation_fraction": 0.6}),

@@ -9,10 +9,10 @@ import msgspec
 import pytest
 
 from appliance import batch, durable
+from appliance.child_records import ReleaseResult, ReleaseSpec
 from appliance.errors import OutOfDisk
 from appliance.jobs import stages
 from appliance.jobs.stages import MetricsTail
-from appliance.records import ReleaseResult, ReleaseSpec
 
 
 class TrainingStub(msgspec.Struct):
@@ -93,8 +93,7 @@ def test_finished_stage_is_not_run_again_but_what_it_said_last_is_passed_on(tmp_
             ReleaseSpec(
                 model_name="m",
                 base_directory="b",
-                adapter_directory=None,
-                end_of_turn_token_id=None,
+                trained=None,
                 converter_directory="c",
                 quantizations=(),
                 threads=1,

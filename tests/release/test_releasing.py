@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from appliance import durable, gguf_header, process
-from appliance.batch import Failure
+from appliance.child_records import ReleaseResult
 from appliance.errors import ChildFailed
-from appliance.records import ReleaseResult
-from tests.children import make_adapter, reported, run_child
+from tests.children import make_adapter, reported
+from tests.release.specs import NAME, base_spec, refusal_of, release, trained_spec
 
 pytestmark = [
     pytest.mark.torch,
@@ -25,42 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
 ]
 
-NAME = "ft:tiny:local:-- a/b:é"
 FILES = {"model-Q4_K_M.gguf", "model-Q8_0.gguf", "adapter.gguf"}
-
-
-@pytest.fixture(scope="session")
-def adapter(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_adapter(tiny, tmp_path_factory.mktemp("adapter"), deviation=0.05)
-
-
-def release_spec(
-    base: Path, adapter: Path | None, converter: Path, **changes: Any
-) -> dict[str, Any]:
-    return {
-        "model_name": NAME,
-        "base_directory": str(base),
-        "adapter_directory": None if adapter is None else str(adapter),
-        "end_of_turn_token_id": 2,
-        "converter_directory": str(converter),
-        "quantizations": ["Q4_K_M", "Q8_0"],
-        "threads": 2,
-        **changes,
-    }
-
-
-def release(directory: Path, spec: dict[str, Any]) -> ReleaseResult:
-    done = run_child("appliance.release", directory, spec)
-    assert done.returncode == 0, done.stderr
-    return durable.read_json(directory / "result.json", ReleaseResult)
-
-
-def refusal_of(directory: Path, spec: dict[str, Any]) -> Failure:
-    done = run_child("appliance.release", directory, spec)
-    assert done.returncode == 1, done.stderr
-    assert not (directory / "intermediate").exists()
-    assert not list(directory.glob("*.gguf"))
-    return durable.read_json(directory / "error.json", Failure)
 
 
 def reference(
@@ -106,15 +71,6 @@ def engine_logits(path: Path, adapter: str | None) -> Any:
     return runtime.scores(row).copy()
 
 
-@pytest.fixture(scope="module")
-def released(
-    tiny: Path, adapter: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    directory = tmp_path_factory.mktemp("released")
-    release(directory, release_spec(tiny, adapter, converter))
-    return directory
-
-
 @pytest.mark.slow
 class TestRelease:
     def test_result_names_files_that_are_there(self, released: Path) -> None:
@@ -157,7 +113,7 @@ class TestRelease:
         assert change > 5 * error
 
     def test_adapter_alone_makes_of_the_base_what_the_merge_made(
-        self, released: Path, tiny: Path, converter: Path, tmp_path: Path
+        self, released: Path, tiny_file: Path
     ) -> None:
         import numpy as np
 
@@ -167,12 +123,8 @@ class TestRelease:
         assert Path(file.path) == released / "adapter.gguf"
         assert Path(file.path).stat().st_size == file.bytes
         assert durable.sha256_of(Path(file.path)) == file.sha256
-        spec = release_spec(
-            tiny, None, converter, quantizations=["Q8_0"], end_of_turn_token_id=None
-        )
-        (base,) = release(tmp_path, spec).files
-        plain = engine_logits(Path(base.path), None)
-        attached = engine_logits(Path(base.path), file.path)
+        plain = engine_logits(tiny_file, None)
+        attached = engine_logits(tiny_file, file.path)
         merged = engine_logits(released / "model-Q8_0.gguf", None)
         error = np.linalg.norm(attached - merged) / np.linalg.norm(merged)
         change = np.linalg.norm(plain - merged) / np.linalg.norm(merged)
@@ -181,13 +133,20 @@ class TestRelease:
         assert change > 4 * error
 
     def test_killed_in_the_middle_and_run_again_gives_the_same(
-        self, released: Path, tiny: Path, adapter: Path, converter: Path, tmp_path: Path
+        self,
+        released: Path,
+        tiny: Path,
+        tiny_file: Path,
+        adapter: Path,
+        converter: Path,
+        tmp_path: Path,
     ) -> None:
-        spec = release_spec(tiny, adapter, converter)
+        spec = trained_spec(tiny, tiny_file, adapter, converter)
         (tmp_path / "spec.json").write_text(json.dumps(spec))
-        for moment in ("convert", "check:Q4_K_M"):
+        for moment in ("merge", "check:Q4_K_M"):
             kill_when_reported(tmp_path, moment)
-            assert (tmp_path / "intermediate").exists()
+            # Nothing but what will be kept is ever written.
+            assert {path.name for path in (tmp_path / "intermediate").iterdir()} <= FILES
             assert not (tmp_path / "result.json").exists()
         again = release(tmp_path, spec)
         first = durable.read_json(released / "result.json", ReleaseResult)
@@ -208,9 +167,7 @@ class TestRelease:
         model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
         model.save_pretrained(base)
         directory = tmp_path / "release"
-        spec = release_spec(
-            base, None, converter, quantizations=["Q8_0"], end_of_turn_token_id=None
-        )
+        spec = base_spec(base, converter, quantizations=["Q8_0"])
         (file,) = release(directory, spec).files
         prompt = [1, 4093, 198, 26843, 2]
         _, found = released_logits(Path(file.path), prompt, 1)
@@ -241,11 +198,11 @@ def kill_when_reported(directory: Path, key: str) -> None:
 
 @pytest.mark.slow
 def test_the_real_model_answers_as_the_merged_one(
-    starter: Path, converter: Path, tmp_path: Path
+    starter: Path, starter_gguf: Path, converter: Path, tmp_path: Path
 ) -> None:
     adapter = make_adapter(starter, tmp_path / "adapter", deviation=0.06)
     directory = tmp_path / "release"
-    release(directory, release_spec(starter, adapter, converter))
+    release(directory, trained_spec(starter, starter_gguf, adapter, converter))
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(starter)
@@ -262,14 +219,15 @@ def test_the_real_model_answers_as_the_merged_one(
 @pytest.mark.slow
 class TestRefusals:
     def test_another_end_of_turn_than_trained(
-        self, tiny: Path, converter: Path, tmp_path: Path
+        self, tiny: Path, tiny_file: Path, adapter: Path, converter: Path, tmp_path: Path
     ) -> None:
-        failure = refusal_of(tmp_path, release_spec(tiny, None, converter, end_of_turn_token_id=0))
+        spec = trained_spec(tiny, tiny_file, adapter, converter, end_of_turn_token_id=0)
+        failure = refusal_of(tmp_path, spec)
         assert failure.code == "release_check_failed"
         assert "eos token id should be 0; found 2" in failure.message
 
     def test_an_adapter_with_a_missing_half(
-        self, tiny: Path, adapter: Path, converter: Path, tmp_path: Path
+        self, tiny: Path, tiny_file: Path, adapter: Path, converter: Path, tmp_path: Path
     ) -> None:
         from safetensors.torch import load_file, save_file
 
@@ -277,10 +235,10 @@ class TestRefusals:
         tensors = load_file(broken / "adapter_model.safetensors")
         del tensors["base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"]
         save_file(tensors, broken / "adapter_model.safetensors")
-        failure = refusal_of(tmp_path / "release", release_spec(tiny, broken, converter))
+        spec = trained_spec(tiny, tiny_file, broken, converter)
+        failure = refusal_of(tmp_path / "release", spec)
         assert failure.code == "release_check_failed"
-        assert "13 LoRA pairs should be merged; 14 were" in failure.message
-        assert "layers.1.mlp.up_proj" in failure.message
+        assert "model.layers.1.mlp.up_proj has ['B'] alone" in failure.message
 
     def test_weights_that_are_not_finite(self, tiny: Path, converter: Path, tmp_path: Path) -> None:
         from safetensors.torch import load_file, save_file
@@ -290,20 +248,29 @@ class TestRefusals:
         # Finite, as the quantizer demands, but too large to compute with.
         tensors["model.norm.weight"][:] = 3e38
         save_file(tensors, base / "model.safetensors", {"format": "pt"})
-        failure = refusal_of(tmp_path / "release", release_spec(base, None, converter))
+        failure = refusal_of(tmp_path / "release", base_spec(base, converter))
         assert failure.code == "release_check_failed"
         assert "not finite" in failure.message
 
     def test_no_converter(self, tiny: Path, tmp_path: Path) -> None:
-        failure = refusal_of(tmp_path / "release", release_spec(tiny, None, tmp_path))
+        failure = refusal_of(tmp_path / "release", base_spec(tiny, tmp_path))
         assert failure.code == "no_converter"
 
-    def test_a_converter_that_fails(self, tiny: Path, tmp_path: Path) -> None:
-        script = "import sys\nprint('Model X is not supported')\nsys.exit(1)"
+    @pytest.mark.parametrize(
+        ("script", "words"),
+        [
+            ("import sys; sys.exit(1)", "it ended with 1"),
+            ("import sys; sys.exit('no X here')", "it ended with no X here"),
+            ("raise ValueError('no such X')", "ValueError: no such X"),
+        ],
+    )
+    def test_a_converter_that_fails(
+        self, script: str, words: str, tiny: Path, tmp_path: Path
+    ) -> None:
         (tmp_path / "convert_hf_to_gguf.py").write_text(script)
-        failure = refusal_of(tmp_path / "release", release_spec(tiny, None, tmp_path))
+        failure = refusal_of(tmp_path / "release", base_spec(tiny, tmp_path))
         assert failure.code == "conversion_failed"
-        assert failure.message.endswith("ended with 1: Model X is not supported")
+        assert failure.message.endswith(words)
 
 
 class TestChecks:

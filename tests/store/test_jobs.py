@@ -6,8 +6,9 @@ import threading
 
 import pytest
 
+from appliance.child_records import Progress
 from appliance.errors import NotFound, WrongState
-from appliance.records import JobError, JobStatus, Progress, Release
+from appliance.records import JobError, JobStatus, Release
 from appliance.store.jobs import MOVES, UNFINISHED
 from tests.store.conftest import make_job
 

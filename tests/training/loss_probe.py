@@ -12,7 +12,7 @@ from trl import SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from appliance import durable
-from appliance.records import TrainingSpec
+from appliance.child_records import TrainingSpec
 from appliance.training import adapter, base, precision, trainer
 
 ROWS = [(30, 21), (24, 23), (12, 3), (28, 0)]

@@ -15,6 +15,7 @@ from appliance.hardware.fit.shapes import Linear, ModelShape
 _BLOCKS = {
     "F32": (1, 4),
     "F16": (1, 2),
+    "BF16": (1, 2),
     "Q4_0": (32, 18),
     "Q5_0": (32, 22),
     "Q5_1": (32, 24),
@@ -30,6 +31,7 @@ _FALLBACK = {"Q2_K": "Q4_0", "Q3_K": "Q4_0", "Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6
 # The type of a mix for a tensor that no rule raises.
 _DEFAULT = {
     "F16": "F16",
+    "BF16": "BF16",
     "Q8_0": "Q8_0",
     "Q2_K": "Q2_K",
     "Q3_K_M": "Q3_K",
@@ -59,7 +61,7 @@ def tensor_bytes(shape: ModelShape, mix: str) -> Iterator[int]:
 def _sizes(shape: ModelShape, mix: str) -> Iterator[int]:
     yield from (4 * length for length in shape.vectors)
     # The output head, which may be the embeddings, too.
-    yield _embedding_bytes(shape, mix if mix in ("F16", "Q8_0") else "Q6_K")
+    yield _embedding_bytes(shape, mix if mix in ("F16", "BF16", "Q8_0") else "Q6_K")
     if not shape.tie_word_embeddings:
         yield _embedding_bytes(shape, _DEFAULT[mix])
     for layer in range(shape.num_hidden_layers):

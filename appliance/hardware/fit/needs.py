@@ -34,14 +34,18 @@ _ENGINE_ON_GPU_BYTES = _CUDA_CONTEXT_BYTES + 512 * MIB
 # to 4 % of the parameters, in 16 bits (for 135 million 9.8 MB, for 8 billion 84 MB).
 ADAPTERS_LEAST_BYTES = 64 * MIB
 ADAPTERS_PART_OF_FILE = 8
-# The release child, whose peak is the merge in 32 bits: 858, 1,830 and 5,261 MiB measured with 135, 362 and
-# 1,074 million parameters. A line through the three.
-_RELEASE_PROCESS_BYTES = 250 * MIB
-_RELEASE_BYTES_PER_PARAMETER = 4.85
-# On disk: merged weights and the GGUF that is made of them, both in 32 bits; and what a GGUF holds beside
-# weights, at most.
+# The release child holds one tensor at a time, in 32 bits; one that is merged twice, since it is put in
+# llama.cpp's order. Measured, without what is mapped: 321, 442 and 644 MiB with 135, 362 and 1,074 million
+# parameters, whose largest tensors have 108, 180 and 384 MiB in 32 bits; the same with 8, 16 and 32 layers.
+_RELEASE_PROCESS_BYTES = 260 * MIB
+# A base that comes in is converted by llama.cpp's converter, which makes 16 bits of the 32 in numpy: 340, 635
+# and 1,041 MiB measured (the first is in 32 bits itself).
+_CONVERTED_TENSORS = 2.1
 _FLOAT32_BYTES = 4
+# What a GGUF holds beside weights, at most; and how often an adapter alone is written: once more where its
+# scales have to be others.
 _GGUF_METADATA_BYTES = 32 * MIB
+_ADAPTER_FILES = 2
 
 
 class Data(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,18 +98,26 @@ def gpu_process_bytes(allocated_bytes: int) -> int:
 
 
 def release_bytes(shape: ModelShape) -> int:
-    """Of the host's memory: base and adapter are merged in 32 bits, all tensors at once."""
-    return _RELEASE_PROCESS_BYTES + round(shape.parameters * _RELEASE_BYTES_PER_PARAMETER)
+    """Of the host's memory, for base and adapter: it does not grow with the number of layers."""
+    linear = max(each.inputs * each.outputs for each in shape.linears)
+    return _RELEASE_PROCESS_BYTES + _FLOAT32_BYTES * max(_embeddings(shape), 2 * linear)
 
 
-def disk_bytes(shape: ModelShape, mixes: Sequence[str]) -> int:
-    """Most that a fine-tuned model's release takes on disk at once, its results in `mixes` included.
+def conversion_bytes(shape: ModelShape) -> int:
+    """Of the host's memory, for a base that comes in."""
+    largest = _FLOAT32_BYTES * _embeddings(shape)
+    return _RELEASE_PROCESS_BYTES + round(_CONVERTED_TENSORS * largest)
 
-    The merged weights beside the GGUF in 32 bits; then, without them, that GGUF beside the results.
-    """
-    float_bytes = shape.parameters * _FLOAT32_BYTES
-    results = sum(gguf_size.file_bytes(shape, mix) for mix in mixes)
-    return float_bytes + max(float_bytes, results) + _GGUF_METADATA_BYTES * (1 + len(mixes))
+
+def _embeddings(shape: ModelShape) -> int:
+    return shape.vocab_size * shape.hidden_size
+
+
+def disk_bytes(shape: ModelShape, mixes: Sequence[str], r: int) -> int:
+    """Most that a release takes on disk: the model's files in `mixes`, and the adapter of rank `r`."""
+    adapter = _ADAPTER_FILES * _FLOAT32_BYTES * shape.adapter_parameters(r)
+    files = sum(gguf_size.file_bytes(shape, mix) + _GGUF_METADATA_BYTES for mix in mixes)
+    return files + adapter
 
 
 def engine_bytes(family: Family) -> int:

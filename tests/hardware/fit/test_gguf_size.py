@@ -24,6 +24,7 @@ PUBLISHED = {
     "Q6_K": 6.14,
     "Q8_0": 7.95,
     "F16": 14.96,
+    "BF16": 14.96,
 }
 
 
@@ -41,6 +42,7 @@ def test_unknown_mix_is_refused():
 # llama.cpp's numbers of the mixes (include/llama.h, llama_ftype).
 FILE_TYPES = {
     "F16": 1,
+    "BF16": 32,
     "Q8_0": 7,
     "Q2_K": 10,
     "Q3_K_M": 12,

@@ -1,0 +1,171 @@
+"""llama.cpp's own converter of Hugging Face models, as it lies beside the runtime: run whole, or made to hand
+over its tensors one by one.
+
+Which tensors an architecture has, how they are called, permuted, split and fused is upstream's knowledge and
+stays there. The converter brings its own `gguf`, newer than the one from PyPI: in a process that has imported
+the latter, nothing here works.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib
+import runpy
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from appliance.errors import ChildFailed, ConfigurationError
+from appliance.release.adapter import LoraPair
+
+MODEL_SCRIPT = "convert_hf_to_gguf.py"
+ADAPTER_SCRIPT = "convert_lora_to_gguf.py"
+# Receives a tensor's name in the GGUF and its values, [..., columns].
+OnTensor = Callable[[str, np.ndarray], None]
+
+
+def run(script: Path, arguments: Sequence[str]) -> None:
+    """Run one of the converter's scripts in this process; raises ChildFailed (`conversion_failed`)."""
+    _require(script)
+    arguments_before, sys.argv = sys.argv, [str(script), *arguments]
+    try:
+        with _failure_as_error(), _importable(script.parent):
+            runpy.run_path(str(script), run_name="__main__")
+    except SystemExit as exc:
+        if exc.code:
+            raise _failed(f"it ended with {exc.code}") from exc
+    finally:
+        sys.argv = arguments_before
+
+
+def stream(directory: Path, base: Path, pairs: Mapping[str, LoraPair], on_tensor: OnTensor) -> None:
+    """Hand every tensor of the GGUF of `base` to `on_tensor` in float32, with `pairs` merged into it.
+
+    One tensor is held at a time, beside what is mapped from the base's files. Raises ChildFailed
+    (`release_check_failed`) unless each pair found its weight, of its shape, and was merged once.
+    """
+    _require(directory / MODEL_SCRIPT)
+    with _importable(directory):
+        conversion = importlib.import_module("conversion")
+    with torch.inference_mode(), _failure_as_error():
+        hparams = conversion.ModelBase.load_hparams(base, False)
+        upstream = conversion.get_model_class(
+            conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+        )
+        gguf = importlib.import_module("gguf")
+        model = upstream(base, gguf.LlamaFileType.ALL_F32, base, hparams=hparams)
+        merged: list[str] = []
+        for name, pair in _under_upstreams_names(upstream, pairs).items():
+            weight = model.model_tensors.get(name)
+            if weight is None:
+                raise _unmergeable(f"{name} should be a weight of the base model; it has none")
+            model.model_tensors[name] = functools.partial(
+                _merging,
+                conversion.LazyTorchTensor,
+                weight,
+                pair,
+                functools.partial(merged.append, name),
+            )
+        model.gguf_writer = _Collector(model.gguf_writer, on_tensor)
+        model.prepare_tensors()
+    if sorted(merged) != sorted(_under_upstreams_names(upstream, pairs)):
+        raise _unmergeable(
+            f"{len(pairs)} LoRA pairs should be merged once each; {len(merged)} were"
+        )
+
+
+def _under_upstreams_names(upstream: Any, pairs: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
+    """The converter drops parts of names, such as those of multimodal wrappers, before it looks at them."""
+    found = {}
+    for name, pair in pairs.items():
+        item = upstream.filter_tensors((name, lambda: None))
+        if item is None:
+            raise _unmergeable(f"{name} should be a weight of the base model; GGUF has none of it")
+        found[item[0]] = pair
+    return found
+
+
+def _merging(
+    lazy: Any, weight: Callable[[], Any], pair: LoraPair, on_merged: Callable[[], None]
+) -> Any:
+    """The weight as the converter takes it, to be computed when it is asked for."""
+    plain = weight()
+    shape = (pair.b.shape[0], pair.a.shape[1])
+    if tuple(plain.shape) != shape:
+        raise _unmergeable(f"a pair of {[*shape]} should not change a weight of {[*plain.shape]}")
+
+    def compute(values: torch.Tensor) -> torch.Tensor:
+        on_merged()
+        return pair.add_to(values)
+
+    meta = lazy.meta_with_dtype_and_shape(torch.float32, shape)
+    return lazy(meta=meta, args=(plain,), func=compute)
+
+
+class _Collector:
+    """Stands in for the converter's writer, which would keep every tensor to the end."""
+
+    def __init__(self, writer: Any, on_tensor: OnTensor) -> None:
+        self._writer = writer
+        self._on_tensor = on_tensor
+
+    def add_tensor(self, name: str, tensor: Any, raw_dtype: Any = None) -> None:
+        lazy = importlib.import_module("gguf").LazyNumpyTensor
+        if raw_dtype != 0 or not isinstance(tensor, (np.ndarray, lazy)):
+            raise _failed(f"{name} should come in float32; it comes as {raw_dtype!r}")
+        self._on_tensor(name, lazy.to_eager(tensor))
+
+    def __getattr__(self, name: str) -> Any:
+        # Metadata, which nobody will write: the base's own file has it.
+        return getattr(self._writer, name)
+
+
+@contextlib.contextmanager
+def _importable(directory: Path) -> Iterator[None]:
+    """The scripts import the packages `conversion` and `gguf` that lie beside them."""
+    sys.path.insert(0, str(directory))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(directory))
+
+
+@contextlib.contextmanager
+def _failure_as_error() -> Iterator[None]:
+    try:
+        yield
+    except (ChildFailed, OSError, MemoryError):
+        raise
+    except Exception as exc:
+        # Upstream raises whatever comes to hand for a model that it does not know.
+        raise _failed(f"{type(exc).__name__}: {exc}") from exc
+
+
+def _require(script: Path) -> None:
+    if not script.is_file():
+        raise ConfigurationError(
+            "no_converter",
+            f"{script} should be llama.cpp's converter; there is no such file",
+            next_step="run the installer again, or set converter_dir",
+        )
+
+
+def _failed(reason: str) -> ChildFailed:
+    return ChildFailed(
+        "conversion_failed",
+        f"llama.cpp's converter should take this model, but: {reason}",
+        next_step="see whether llama.cpp knows the model's architecture",
+    )
+
+
+def _unmergeable(reason: str) -> ChildFailed:
+    return ChildFailed(
+        "release_check_failed",
+        f"the adapter cannot be merged: {reason}",
+        next_step="check that the adapter was trained on this base model",
+    )
