@@ -56,14 +56,57 @@ class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
     planned_validations: int = 0
 
 
+class TextPiece(msgspec.Struct, frozen=True, array_like=True):
+    """A part of a rendered conversation; control tokens that a plain one names are text."""
+
+    text: str
+    is_plain: bool
+
+
+class TokenizedRow(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the data as it was trained on: rendered, and the token ids that this gave."""
+
+    line: int
+    pieces: tuple[TextPiece, ...]
+    token_ids: tuple[int, ...]
+
+
+class TrainedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """The trained model's own greedy answer to a prompt; both are token ids.
+
+    `stopped` says whether the answer's last token ends the turn. `likely` has, for each of the prompt's last
+    tokens and for each of the answer's, the most likely ones at its place, with the natural logarithms of
+    their probabilities, in falling order.
+    """
+
+    line: int
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+    stopped: bool
+    likely: tuple[tuple[tuple[int, float], ...], ...]
+
+
+class TrainedBehaviour(msgspec.Struct, frozen=True, kw_only=True):
+    """`behaviour.json` of the training child: what a release has to do likewise.
+
+    `base_in_4_bits` says whether the model that did it had its base in NF4.
+    """
+
+    base_in_4_bits: bool
+    rows: tuple[TokenizedRow, ...]
+    answers: tuple[TrainedAnswer, ...]
+
+
 class Trained(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a fine-tuned model is made of beside its base: an adapter, and a GGUF of that base, in any type.
 
-    `end_of_turn_token_id` is what training ended each answer with.
+    `end_of_turn_token_id` is what training ended each answer with; `behaviour_file` holds a
+    `TrainedBehaviour`.
     """
 
     adapter_directory: str
     base_file: str
+    behaviour_file: str
     end_of_turn_token_id: int
 
 

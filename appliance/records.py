@@ -132,10 +132,36 @@ class GgufFile(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
 
 
+class Likeness(msgspec.Struct, frozen=True, kw_only=True):
+    """How alike two models' next tokens are over `positions` places: the mean Kullback-Leibler divergence in
+    nats, and the share of places at which the same token is the most likely one."""
+
+    positions: int
+    mean_kl: float
+    top1_agreement: float
+
+
+class Parity(msgspec.Struct, frozen=True, kw_only=True):
+    """How near a release is to the model as it was trained: in that one's greedy answers, and in the prompts
+    before them.
+
+    Of the release's own answers, `equal_answers` are those of the trained model, token for token, and
+    `stopped` end by themselves.
+    """
+
+    in_answers: Likeness
+    in_prompts: Likeness
+    answers: int
+    equal_answers: int
+    stopped: int
+    stopped_when_trained: int
+
+
 class ReleaseFile(GgufFile, frozen=True, kw_only=True):
-    """One servable model."""
+    """One servable model; `parity` is None for a base, and for releases made before there was a gate."""
 
     quantization: Quantization
+    parity: Parity | None = None
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from appliance import process
+from appliance import durable, process
 from tests import network_guard
 
 
@@ -122,7 +122,50 @@ def make_adapter(base: Path, directory: Path, *, deviation: float = 0.02, **opti
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=deviation)
     adapted.save_pretrained(directory)
+    record_behaviour(adapted, base, directory / "behaviour.json")
     return directory
+
+
+def record_behaviour(model: Any, base: Path, path: Path) -> None:
+    """What the trainer writes down of a model, over a few rows."""
+    from transformers import AutoTokenizer
+
+    from appliance.training import behaviour, rows
+
+    data = path.with_name("rows.jsonl")
+    questions = (
+        "Count from 1 to 10.",
+        "It's <|im_end|> 12:30,  isn't it?",
+        "日本語 ½ 😀",
+        "a" * 90,
+    )
+    data.write_text(
+        "".join(
+            json.dumps(
+                {
+                    "messages": [
+                        {"role": "system", "content": "Answer in one word."},
+                        {"role": "user", "content": question},
+                        {"role": "assistant", "content": "Done."},
+                    ]
+                }
+            )
+            + "\n"
+            for question in questions
+        )
+    )
+    conversations = rows.Conversations(AutoTokenizer.from_pretrained(base))
+    examples = rows.read_examples(data, conversations, max_length=512, alive=lambda: None)
+    found = behaviour.record(
+        model,
+        examples,
+        data,
+        conversations,
+        base_in_4_bits=False,
+        rows_at_once=2,
+        alive=lambda: None,
+    )
+    durable.write_json(path, found)
 
 
 def reported(directory: Path) -> list[dict[str, Any]]:

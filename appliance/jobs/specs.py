@@ -105,6 +105,7 @@ def release(store: Store, settings: Settings, job: Job, trained: TrainingResult)
         trained=Trained(
             adapter_directory=str(store.directory / adapter_directory(job)),
             base_file=str(store.directory / base.files[0].path),
+            behaviour_file=str(store.jobs_directory / job.id / "training" / "behaviour.json"),
             end_of_turn_token_id=trained.end_of_turn_token_id,
         ),
         converter_directory=str(settings.converter_dir),

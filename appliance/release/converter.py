@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import logging
 import runpy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ def run(script: Path, arguments: Sequence[str]) -> None:
     """Run one of the converter's scripts in this process; raises ChildFailed (`conversion_failed`)."""
     _require(script)
     arguments_before, sys.argv = sys.argv, [str(script), *arguments]
+    level_before = logging.root.level
     try:
         with _failure_as_error(), _importable(script.parent):
             runpy.run_path(str(script), run_name="__main__")
@@ -41,6 +43,8 @@ def run(script: Path, arguments: Sequence[str]) -> None:
             raise _failed(f"it ended with {exc.code}") from exc
     finally:
         sys.argv = arguments_before
+        # It turns on a line for every tensor.
+        logging.root.setLevel(level_before)
 
 
 def stream(directory: Path, base: Path, pairs: Mapping[str, LoraPair], on_tensor: OnTensor) -> None:
@@ -116,9 +120,11 @@ class _Collector:
 
     def add_tensor(self, name: str, tensor: Any, raw_dtype: Any = None) -> None:
         lazy = importlib.import_module("gguf").LazyNumpyTensor
-        if raw_dtype != 0 or not isinstance(tensor, (np.ndarray, lazy)):
-            raise _failed(f"{name} should come in float32; it comes as {raw_dtype!r}")
-        self._on_tensor(name, lazy.to_eager(tensor))
+        values = lazy.to_eager(tensor)
+        # A few come in 16 bits, whatever was asked for; blocks of its own making cannot be taken.
+        if not isinstance(values, np.ndarray) or values.dtype not in (np.float32, np.float16):
+            raise _failed(f"{name} should come as numbers; it comes as {raw_dtype!r}")
+        self._on_tensor(name, values)
 
     def __getattr__(self, name: str) -> Any:
         # Metadata, which nobody will write: the base's own file has it.

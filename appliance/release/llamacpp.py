@@ -33,7 +33,6 @@ _PLANNED = re.compile(
 )
 # Whoever began to listen last is told. Outside of all contexts nobody is; that callback is never freed.
 _listeners = [llama_cpp.llama_log_callback(lambda level, text, data: None)]
-_N_CTX = 512
 # Scores of so many tokens at once have a buffer, as wide as the vocabulary.
 _N_UBATCH = 64
 _WARN, _ERROR = 3, 4  # enum ggml_log_level of ggml.h
@@ -128,41 +127,73 @@ class Model:
     def __exit__(self, *_: object) -> None:
         llama_cpp.llama_model_free(self._model)
 
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of rendered text: special tokens are recognised, none is added."""
+    def tokenize(self, text: str, *, is_plain: bool = False) -> list[int]:
+        """Token ids of rendered text; control tokens are recognised unless it is plain, none is added."""
         data = text.encode()
         capacity = len(data) + 16
         tokens = (llama_cpp.llama_token * capacity)()
-        count = llama_cpp.llama_tokenize(self.vocab, data, len(data), tokens, capacity, False, True)
+        count = llama_cpp.llama_tokenize(
+            self.vocab, data, len(data), tokens, capacity, False, not is_plain
+        )
         return tokens[:count]
 
-    def greedy(self, prompt: Sequence[int], count: int) -> tuple[list[int], Any]:
-        """`count` most likely tokens after `prompt`, and the logits [count, n_vocab] they came from."""
+    def ends_turn(self, token_id: int) -> bool:
+        """Whether generation ends with this token."""
+        return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token_id))
+
+    def logits(self, tokens: Sequence[int], count: int) -> np.ndarray:
+        """Scores [count, n_vocab] behind each of the last `count` of `tokens`, from one pass over all."""
+        with self._context(len(tokens)) as context:
+            return self._decode(context, tokens, count)
+
+    def greedy(
+        self, prompt: Sequence[int], count: int, *, stop: bool = False
+    ) -> tuple[list[int], np.ndarray]:
+        """At most `count` most likely tokens after `prompt`, and the logits [tokens, n_vocab] they came from.
+
+        With `stop`, a token that ends the turn is the last.
+        """
+        tokens, rows = list(prompt), []
+        answer: list[int] = []
+        with self._context(len(prompt) + count) as context:
+            while len(answer) < count and not (stop and answer and self.ends_turn(answer[-1])):
+                rows.append(self._decode(context, tokens, 1)[0])
+                answer.append(int(rows[-1].argmax()))
+                tokens = answer[-1:]
+        return answer, np.stack(rows)
+
+    @contextlib.contextmanager
+    def _context(self, n_ctx: int) -> Iterator[Any]:
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx = params.n_batch = _N_CTX
-        params.n_ubatch = _N_UBATCH
+        params.n_ctx = params.n_batch = n_ctx
+        params.n_ubatch = min(n_ctx, _N_UBATCH)
         params.n_threads = params.n_threads_batch = self._threads
         context = llama_cpp.llama_init_from_model(self._model, params)
+        if context is None:
+            raise self._failed(f"llama.cpp should make a context of {n_ctx} tokens; it does not")
         try:
-            return self._decode(context, list(prompt), count)
+            yield context
         finally:
             llama_cpp.llama_free(context)
 
-    def _decode(self, context: Any, tokens: list[int], count: int) -> tuple[list[int], Any]:
+    def _decode(self, context: Any, tokens: Sequence[int], count: int) -> np.ndarray:
+        """Scores behind the last `count` of `tokens`, which go on from what the context holds."""
+        begin = llama_cpp.llama_memory_seq_pos_max(llama_cpp.llama_get_memory(context), 0) + 1
+        batch = llama_cpp.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for i, token_id in enumerate(tokens):
+                batch.token[i], batch.pos[i], batch.n_seq_id[i] = token_id, begin + i, 1
+                batch.seq_id[i][0] = 0
+                batch.logits[i] = i >= len(tokens) - count
+            status = llama_cpp.llama_decode(context, batch)
+        finally:
+            llama_cpp.llama_batch_free(batch)
+        if status != 0:
+            raise self._failed(f"llama.cpp should decode with it; it ended with status {status}")
         n_vocab = llama_cpp.llama_vocab_n_tokens(self.vocab)
-        answer, rows = [], []
-        for _ in range(count):
-            array = (llama_cpp.llama_token * len(tokens))(*tokens)
-            status = llama_cpp.llama_decode(
-                context, llama_cpp.llama_batch_get_one(array, len(tokens))
-            )
-            if status != 0:
-                raise ChildFailed(
-                    "release_check_failed",
-                    f"llama.cpp should decode with {self._path.name}; it ended with status {status}",
-                )
-            logits = llama_cpp.llama_get_logits_ith(context, -1)
-            rows.append(np.ctypeslib.as_array(logits, shape=(n_vocab,)).copy())
-            answer.append(int(rows[-1].argmax()))
-            tokens = answer[-1:]
-        return answer, np.stack(rows)
+        rows = (llama_cpp.llama_get_logits_ith(context, i) for i in range(-count, 0))
+        return np.stack([np.ctypeslib.as_array(row, shape=(n_vocab,)).copy() for row in rows])
+
+    def _failed(self, reason: str) -> ChildFailed:
+        return ChildFailed("release_check_failed", f"{self._path.name}: {reason}")

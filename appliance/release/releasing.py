@@ -13,21 +13,23 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import msgspec
 import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from appliance import batch, durable
-from appliance.child_records import ReleaseResult, ReleaseSpec, Trained
-from appliance.records import GgufFile, Quantization, ReleaseFile
+from appliance.child_records import ReleaseResult, ReleaseSpec, Trained, TrainedBehaviour
+from appliance.records import GgufFile, Parity, Quantization, ReleaseFile
 from appliance.release import (
     adapter,
     adapter_conversion,
     base_conversion,
     checks,
     llamacpp,
+    parity,
     streaming,
 )
 
@@ -35,6 +37,13 @@ INTERMEDIATE = "intermediate"
 ADAPTER_FILE = "adapter.gguf"
 # How often the merge says how far it has come.
 _TENTHS = 10
+
+
+class _Made(NamedTuple):
+    """A finished file, not in its final place yet."""
+
+    path: Path
+    parity: Parity | None
 
 
 class _Steps:
@@ -67,8 +76,10 @@ def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
             else:
                 made = _fine_tuned(spec, spec.trained, work, reporter)
             files = tuple(
-                ReleaseFile(quantization=quantization, **_keep(path, directory))
-                for quantization, path in made.items()
+                ReleaseFile(
+                    quantization=quantization, parity=each.parity, **_keep(each.path, directory)
+                )
+                for quantization, each in made.items()
             )
             alone = work / ADAPTER_FILE
             adapter_file = GgufFile(**_keep(alone, directory)) if alone.exists() else None
@@ -78,7 +89,7 @@ def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
     return ReleaseResult(files=files, seconds=seconds, adapter_file=adapter_file)
 
 
-def _base(spec: ReleaseSpec, work: Path, reporter: batch.Reporter) -> dict[Quantization, Path]:
+def _base(spec: ReleaseSpec, work: Path, reporter: batch.Reporter) -> dict[Quantization, _Made]:
     """The base as it is: converted whole, then quantized, by llama.cpp's own programs."""
     steps = _Steps(1 + 2 * len(spec.quantizations), reporter)
     base = Path(spec.base_directory)
@@ -88,18 +99,19 @@ def _base(spec: ReleaseSpec, work: Path, reporter: batch.Reporter) -> dict[Quant
     base_conversion.convert(base, float_file, spec.model_name, Path(spec.converter_directory))
     made = {}
     for quantization in spec.quantizations:
-        path = made[quantization] = work / _file_name(quantization)
+        path = work / _file_name(quantization)
         steps.begin(f"quantize:{quantization}", f"quantizing to {quantization}")
         llamacpp.quantize(float_file, path, quantization, threads=spec.threads)
         _check(spec, quantization, path, steps)
+        made[quantization] = _Made(path, None)
     return made
 
 
 def _fine_tuned(
     spec: ReleaseSpec, trained: Trained, work: Path, reporter: batch.Reporter
-) -> dict[Quantization, Path]:
+) -> dict[Quantization, _Made]:
     """Base and adapter: merged and quantized tensor by tensor, and the adapter alone beside it."""
-    steps = _Steps(2 + len(spec.quantizations), reporter)
+    steps = _Steps(2 + 2 * len(spec.quantizations), reporter)
     directory, base = Path(trained.adapter_directory), Path(spec.base_directory)
     sources = streaming.Sources(
         base=base,
@@ -118,18 +130,30 @@ def _fine_tuned(
     adapter_conversion.convert(
         directory, sources.pairs, base, work / ADAPTER_FILE, sources.converter_directory
     )
-    made = {quantization: work / _file_name(quantization) for quantization in layouts}
+    paths = {quantization: work / _file_name(quantization) for quantization in layouts}
     steps.begin("merge", f"merging the adapter and quantizing to {', '.join(layouts)}")
     streaming.write(
         sources,
-        {made[quantization]: layout for quantization, layout in layouts.items()},
+        {paths[quantization]: layout for quantization, layout in layouts.items()},
         threads=spec.threads,
         on_tensor=_tells_tenths(len(next(iter(layouts.values())).tensors), reporter),
     )
     pairs = len(sources.pairs)
     reporter.report("merged", f"merged {pairs} LoRA pairs", data={"lora_pairs": pairs})
-    for quantization, path in made.items():
-        _check(spec, quantization, path, steps)
+    behaviour = durable.read_json(Path(trained.behaviour_file), TrainedBehaviour)
+    made = {}
+    for quantization, path in paths.items():
+        tokenizer = _check(spec, quantization, path, steps)
+        steps.begin(f"compare:{quantization}", f"comparing {path.name} with the trained model")
+        found = parity.check(
+            path, behaviour, quantization, tokenizer, threads=spec.threads, alive=reporter.alive
+        )
+        reporter.report(
+            f"parity:{quantization}",
+            parity.describe(found, quantization, behaviour),
+            data=msgspec.to_builtins(found),
+        )
+        made[quantization] = _Made(path, found)
     return made
 
 
@@ -148,14 +172,17 @@ def _tells_tenths(total: int, reporter: batch.Reporter) -> Callable[[str], None]
     return on_tensor
 
 
-def _check(spec: ReleaseSpec, quantization: Quantization, path: Path, steps: _Steps) -> None:
+def _check(spec: ReleaseSpec, quantization: Quantization, path: Path, steps: _Steps) -> Any:
+    """What can be held against the base; returns the base's tokenizer."""
     steps.begin(f"check:{quantization}", f"checking {path.name} against the base model")
+    tokenizer = AutoTokenizer.from_pretrained(spec.base_directory, local_files_only=True)
     checks.check(
         path,
-        AutoTokenizer.from_pretrained(spec.base_directory, local_files_only=True),
+        tokenizer,
         end_of_turn_token_id=spec.trained.end_of_turn_token_id if spec.trained else None,
         threads=spec.threads,
     )
+    return tokenizer
 
 
 def _keep(unchecked: Path, directory: Path) -> dict[str, Any]:

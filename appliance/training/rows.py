@@ -9,13 +9,13 @@ Knows nothing of models; of a tokenizer only that it gives character offsets.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
-from appliance.control_text import ControlText
+from appliance.control_text import ControlText, Piece
 from appliance.errors import UNDECODABLE, InvalidInput
 from appliance.prompts import ChatTemplate
 
@@ -81,6 +81,11 @@ class Conversations:
                 for position in self._answer(line, messages, index, text, tokens):
                     labels[position] = tokens.ids[position]
         return Example(line, array("i", tokens.ids), labels)
+
+    def pieces(self, messages: Sequence[Message]) -> list[Piece]:
+        """The rendered conversation, in the parts that are tokenized each by itself."""
+        hidden = [self._hidden(message) for message in messages]
+        return list(self._control.pieces(self._render(hidden, add_generation_prompt=False)))
 
     def _answer(
         self, line: int, messages: Sequence[Message], index: int, text: str, tokens: _Tokens
@@ -157,6 +162,16 @@ def read_examples(
     _refuse_too_long(path, examples, max_length)
     _refuse_untrained(path, examples)
     return examples
+
+
+def read_pieces(
+    path: Path, lines: Collection[int], conversations: Conversations
+) -> Iterator[tuple[int, list[Piece], array[int]]]:
+    """Those `lines` of a file that has been read before: line, rendered parts, token ids."""
+    for line, row in _read_rows(path):
+        if line in lines:
+            example = conversations.tokenize(line, row.messages)
+            yield line, conversations.pieces(row.messages), example.input_ids
 
 
 def end_of_turn_id(conversations: Conversations) -> int:

@@ -73,6 +73,12 @@ class AdapterTrainer(SFTTrainer):
                 if parameter.requires_grad:
                     parameter.data = parameter.data.float()
 
+    def whole_model(self) -> Any:
+        """The model with its output head, for use after the training."""
+        if self._head is not None:
+            self.model.get_base_model().set_output_embeddings(self._head)
+        return self.model
+
     def _get_train_sampler(self, train_dataset: Any = None) -> StepSortedSampler:
         lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
         rows_per_step = self.args.train_batch_size * self.args.gradient_accumulation_steps

@@ -25,6 +25,7 @@ from appliance.errors import ChildFailed
 from appliance.training import (
     adapter,
     base,
+    behaviour,
     callbacks,
     checkpoints,
     precision,
@@ -35,6 +36,7 @@ from appliance.training import (
 
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
+BEHAVIOUR = "behaviour.json"
 
 
 def train(directory: Path, reporter: batch.Reporter) -> TrainingResult:
@@ -61,6 +63,10 @@ def train(directory: Path, reporter: batch.Reporter) -> TrainingResult:
             data_collator=_collator(tokenizer, end_of_turn_id),
         )
         _train(directory, run, reporter)
+        # A run that is cut short is thrown away.
+        if spec.max_steps is None:
+            held_out = validation_rows or train_rows
+            _record_behaviour(directory, spec, run, conversations, held_out, reporter)
         _publish_adapter(directory, model)
     return TrainingResult(
         steps=run.state.global_step,
@@ -167,6 +173,27 @@ def _train(directory: Path, run: trainer.AdapterTrainer, reporter: batch.Reporte
     if checkpoint is not None:
         reporter.report(f"resume:{checkpoint.name}", f"Resuming from {checkpoint.name}")
     run.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+
+
+def _record_behaviour(
+    directory: Path,
+    spec: TrainingSpec,
+    run: trainer.AdapterTrainer,
+    conversations: rows.Conversations,
+    examples: list[rows.Example],
+    reporter: batch.Reporter,
+) -> None:
+    reporter.report("behaviour", "Writing down how the trained model answers")
+    found = behaviour.record(
+        run.whole_model(),
+        examples[: split.MOST_VALIDATION_ROWS],
+        Path(spec.validation_file or spec.train_file),
+        conversations,
+        base_in_4_bits=spec.technique == "qlora",
+        rows_at_once=spec.hyperparameters.per_device_train_batch_size,
+        alive=reporter.alive,
+    )
+    durable.write_json(directory / BEHAVIOUR, found)
 
 
 def _publish_adapter(directory: Path, model: Any) -> None:

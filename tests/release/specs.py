@@ -32,13 +32,18 @@ def trained_spec(
     adapter: Path,
     converter: Path,
     *,
+    behaviour: Path | None = None,
     end_of_turn_token_id: int = 2,
     **changes: Any,
 ) -> dict[str, Any]:
-    """A base and an adapter; `base_file` is a GGUF of the base."""
+    """A base and an adapter; `base_file` is a GGUF of the base.
+
+    `behaviour` lies beside the adapter where nothing else is said.
+    """
     trained = {
         "adapter_directory": str(adapter),
         "base_file": str(base_file),
+        "behaviour_file": str(behaviour or adapter / "behaviour.json"),
         "end_of_turn_token_id": end_of_turn_token_id,
     }
     return base_spec(base, converter, trained=trained, **changes)
