@@ -59,5 +59,5 @@ def _write_rescaled(
     for name, pair in pairs.items():
         module = f"base_model.model.{name.removesuffix('.weight')}"
         tensors[f"{module}.lora_A.weight"] = pair.a
-        tensors[f"{module}.lora_B.weight"] = pair.b * (pair.scaling * pair.rank / alpha)
+        tensors[f"{module}.lora_B.weight"] = pair.b.float() * (pair.scaling * pair.rank / alpha)
     save_file(tensors, destination / adapter.WEIGHTS)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from appliance import durable
 from appliance.errors import ChildFailed, ConfigurationError
 from appliance.release.adapter import LoraPair
 
@@ -64,7 +65,8 @@ def stream(directory: Path, base: Path, pairs: Mapping[str, LoraPair], on_tensor
         gguf = importlib.import_module("gguf")
         model = upstream(base, gguf.LlamaFileType.ALL_F32, base, hparams=hparams)
         merged: list[str] = []
-        for name, pair in _under_upstreams_names(upstream, pairs).items():
+        known = _under_upstreams_names(upstream, pairs)
+        for name, pair in known.items():
             weight = model.model_tensors.get(name)
             if weight is None:
                 raise _unmergeable(f"{name} should be a weight of the base model; it has none")
@@ -85,11 +87,13 @@ def stream(directory: Path, base: Path, pairs: Mapping[str, LoraPair], on_tensor
 
 def _under_upstreams_names(upstream: Any, pairs: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
     """The converter drops parts of names, such as those of multimodal wrappers, before it looks at them."""
-    found = {}
+    found: dict[str, LoraPair] = {}
     for name, pair in pairs.items():
         item = upstream.filter_tensors((name, lambda: None))
-        if item is None:
-            raise _unmergeable(f"{name} should be a weight of the base model; GGUF has none of it")
+        if item is None and not pair.b.any():
+            continue  # Never trained, and of a part that no GGUF has, such as a tower for pictures.
+        if item is None or item[0] in found:
+            raise _unmergeable(f"{name} should be a weight of the base's GGUF; that has none of it")
         found[item[0]] = pair
     return found
 
@@ -145,9 +149,11 @@ def _importable(directory: Path) -> Iterator[None]:
 def _failure_as_error() -> Iterator[None]:
     try:
         yield
-    except (ChildFailed, OSError, MemoryError):
+    except (ChildFailed, MemoryError):
         raise
     except Exception as exc:
+        if durable.no_room(exc):
+            raise
         # Upstream raises whatever comes to hand for a model that it does not know.
         raise _failed(f"{type(exc).__name__}: {exc}") from exc
 

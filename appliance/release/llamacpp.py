@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -82,8 +83,12 @@ def tensor_types(source: Path, quantization: Quantization) -> dict[str, str]:
     params = llama_cpp.llama_model_quantize_default_params()
     params.dry_run = True
     pieces: list[str] = []
-    with _listening(lambda level, text: pieces.append(text)):
-        _quantize(source, source, quantization, params)
+    try:
+        with _listening(lambda level, text: pieces.append(text)):
+            _quantize(source, Path(os.devnull), quantization, params)
+    except ChildFailed:
+        sys.stderr.write("".join(pieces))
+        raise
     lines = _PLANNED.finditer("".join(pieces))
     return {line["name"]: line["new"] or line["old"] for line in lines}
 

@@ -68,6 +68,9 @@ def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
     transformers_logging.disable_progress_bar()
     work = directory / INTERMEDIATE
     shutil.rmtree(work, ignore_errors=True)
+    # Of a predecessor that ended before it could say that they are complete.
+    for leftover in directory.glob("*.gguf"):
+        leftover.unlink()
     work.mkdir()
     try:
         with llamacpp.log_to(reporter.alive):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -79,10 +79,11 @@ def write(
 ) -> None:
     """Write each of `destinations`; `on_tensor` is called with the name of each tensor that is done."""
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
         writers = [
             stack.enter_context(GgufWriter(path, layout)) for path, layout in destinations.items()
         ]
+        # Left first, also after an error: nothing is written any more when the files are closed.
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
 
         def take(name: str, values: np.ndarray) -> None:
             for writer in writers:
@@ -94,7 +95,7 @@ def write(
 
 def _quantize(writer: GgufWriter, name: str, values: np.ndarray, pool: ThreadPoolExecutor) -> None:
     tensor = writer.layout.tensors.get(name)
-    if tensor is None or tensor.shape != values.shape[::-1]:
+    if tensor is None or _significant(tensor.shape) != _significant(values.shape[::-1]):
         raise ChildFailed(
             "release_check_failed",
             f"{name} of shape {[*values.shape[::-1]]} should be a tensor of the base's GGUF; "
@@ -115,6 +116,8 @@ def _quantize(writer: GgufWriter, name: str, values: np.ndarray, pool: ThreadPoo
         pass
 
 
-def total_bytes(layouts: Sequence[Layout]) -> int:
-    """Of the files that will be written."""
-    return sum(each.file_bytes for each in layouts)
+def _significant(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without the ones at its end, which llama.cpp's quantizer leaves away."""
+    while shape[-1:] == (1,):
+        shape = shape[:-1]
+    return shape
