@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from appliance import gguf_header
+from appliance.errors import ChildFailed
 from appliance.records import Quantization
 
 pytestmark = [pytest.mark.torch, pytest.mark.llama]
@@ -41,3 +42,17 @@ def test_log_goes_to_whoever_began_to_listen_last(starter_gguf: Path) -> None:
         assert not lines
         llamacpp.Model(starter_gguf, threads=1).__enter__().__exit__()
         assert lines
+
+
+def test_reason_for_which_no_types_are_chosen_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from appliance.release import llamacpp
+
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(b"GGUF" + bytes(100))
+    with pytest.raises(ChildFailed) as failed:
+        llamacpp.tensor_types(broken, Quantization.Q8_0)
+    assert failed.value.code == "quantization_failed"
+    assert "failed to quantize" in capsys.readouterr().err
+    assert broken.stat().st_size == 104
