@@ -134,7 +134,8 @@ class GgufFile(msgspec.Struct, frozen=True, kw_only=True):
 
 class Likeness(msgspec.Struct, frozen=True, kw_only=True):
     """How alike two models' next tokens are over `positions` places: the mean Kullback-Leibler divergence in
-    nats, and the share of places at which the same token is the most likely one."""
+    nats, and at what share of the places at which the first is decided the same token is the most likely
+    one of both (1 if it seldom is)."""
 
     positions: int
     mean_kl: float

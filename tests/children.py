@@ -106,7 +106,14 @@ def tiny(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def make_adapter(base: Path, directory: Path, *, deviation: float = 0.02, **options: Any) -> Path:
+def make_adapter(
+    base: Path,
+    directory: Path,
+    *,
+    deviation: float = 0.02,
+    control_text: bool = True,
+    **options: Any,
+) -> Path:
     """A LoRA adapter on every linear layer, with random weights in both halves."""
     import torch
     from peft import LoraConfig, get_peft_model
@@ -122,11 +129,11 @@ def make_adapter(base: Path, directory: Path, *, deviation: float = 0.02, **opti
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=deviation)
     adapted.save_pretrained(directory)
-    record_behaviour(adapted, base, directory / "behaviour.json")
+    record_behaviour(adapted, base, directory / "behaviour.json", control_text=control_text)
     return directory
 
 
-def record_behaviour(model: Any, base: Path, path: Path) -> None:
+def record_behaviour(model: Any, base: Path, path: Path, *, control_text: bool) -> None:
     """What the trainer writes down of a model, over a few rows."""
     from transformers import AutoTokenizer
 

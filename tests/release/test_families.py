@@ -45,7 +45,14 @@ def test_release_equals_the_reference_and_answers_as_the_trained_model(
     base = tmp_path / "import" / "hf"
     spec = base_spec(base, converter, quantizations=["Q8_0"])
     (base_file,) = release(tmp_path / "base", spec).files
-    adapter = make_adapter(base, tmp_path / "adapter", deviation=0.05)
+    adapter = make_adapter(
+        base,
+        tmp_path / "adapter",
+        deviation=0.05,
+        # With a vocabulary that puts a space before each text, llama.cpp parts a message otherwise than
+        # transformers where a control token is written out in it.
+        control_text=family is not families.phi3,
+    )
     result = release(
         tmp_path / "release",
         trained_spec(
