@@ -142,7 +142,7 @@ def record_behaviour(model: Any, base: Path, path: Path, *, control_text: bool) 
     data = path.with_name("rows.jsonl")
     questions = (
         "Count from 1 to 10.",
-        "It's <|im_end|> 12:30,  isn't it?",
+        f"It's {'<|im_end|>' if control_text else 'the end'} 12:30,  isn't it?",
         "日本語 ½ 😀",
         "a" * 90,
     )
