@@ -79,9 +79,9 @@ def stream(directory: Path, base: Path, pairs: Mapping[str, LoraPair], on_tensor
             )
         model.gguf_writer = _Collector(model.gguf_writer, on_tensor)
         model.prepare_tensors()
-    if sorted(merged) != sorted(_under_upstreams_names(upstream, pairs)):
+    if sorted(merged) != sorted(known):
         raise _unmergeable(
-            f"{len(pairs)} LoRA pairs should be merged once each; {len(merged)} were"
+            f"{len(known)} LoRA pairs should be merged once each; {len(merged)} were"
         )
 
 

@@ -30,7 +30,7 @@ def uint32_pair(key: str, value: int) -> bytes:
     return _string(key) + struct.pack("<II", _UINT32, value)
 
 
-def aligned(size: int) -> int:
+def _aligned(size: int) -> int:
     """`size` with the padding that follows it in the file."""
     return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
@@ -48,7 +48,7 @@ class Layout:
         for name, (shape, kind, size) in tensors.items():
             self.tensors[name] = TensorInfo(shape=shape, ggml_type=kind, offset=offset)
             self.tensor_bytes[name] = size
-            offset += aligned(size)
+            offset += _aligned(size)
         self.header = self._header()
         self.file_bytes = len(self.header) + offset
 
@@ -68,7 +68,7 @@ class Layout:
                 )
             )
         content = b"".join(parts)
-        return content.ljust(aligned(len(content)), b"\0")
+        return content.ljust(_aligned(len(content)), b"\0")
 
 
 class GgufWriter:

@@ -100,12 +100,13 @@ def _base(spec: ReleaseSpec, work: Path, reporter: batch.Reporter) -> dict[Quant
     steps.begin("convert", "converting to GGUF")
     float_file = work / "float.gguf"
     base_conversion.convert(base, float_file, spec.model_name, Path(spec.converter_directory))
+    tokenizer = _tokenizer(spec)
     made = {}
     for quantization in spec.quantizations:
         path = work / _file_name(quantization)
         steps.begin(f"quantize:{quantization}", f"quantizing to {quantization}")
         llamacpp.quantize(float_file, path, quantization, threads=spec.threads)
-        _check(spec, quantization, path, steps)
+        _check(spec, quantization, path, tokenizer, steps)
         made[quantization] = _Made(path, None)
     return made
 
@@ -118,14 +119,10 @@ def _fine_tuned(
     directory, base = Path(trained.adapter_directory), Path(spec.base_directory)
     sources = streaming.Sources(
         base=base,
-        base_file=Path(trained.base_file),
         pairs=adapter.read(directory),
         converter_directory=Path(spec.converter_directory),
     )
-    layouts = {
-        quantization: streaming.layout(sources.base_file, quantization, spec.model_name)
-        for quantization in spec.quantizations
-    }
+    layouts = streaming.layouts(Path(trained.base_file), spec.quantizations, spec.model_name)
     needed = sum(each.file_bytes for each in layouts.values())
     _check_space(work, needed + adapter_conversion.bytes_needed(directory))
     # Before the long work, since it is cheap: what it refuses fails early.
@@ -144,9 +141,10 @@ def _fine_tuned(
     pairs = len(sources.pairs)
     reporter.report("merged", f"merged {pairs} LoRA pairs", data={"lora_pairs": pairs})
     behaviour = durable.read_json(Path(trained.behaviour_file), TrainedBehaviour)
+    tokenizer = _tokenizer(spec)
     made = {}
     for quantization, path in paths.items():
-        tokenizer = _check(spec, quantization, path, steps)
+        _check(spec, quantization, path, tokenizer, steps)
         steps.begin(f"compare:{quantization}", f"comparing {path.name} with the trained model")
         found = parity.check(
             path, behaviour, quantization, tokenizer, threads=spec.threads, alive=reporter.alive
@@ -175,17 +173,20 @@ def _tells_tenths(total: int, reporter: batch.Reporter) -> Callable[[str], None]
     return on_tensor
 
 
-def _check(spec: ReleaseSpec, quantization: Quantization, path: Path, steps: _Steps) -> Any:
-    """What can be held against the base; returns the base's tokenizer."""
+def _tokenizer(spec: ReleaseSpec) -> Any:
+    return AutoTokenizer.from_pretrained(spec.base_directory, local_files_only=True)
+
+
+def _check(
+    spec: ReleaseSpec, quantization: Quantization, path: Path, tokenizer: Any, steps: _Steps
+) -> None:
     steps.begin(f"check:{quantization}", f"checking {path.name} against the base model")
-    tokenizer = AutoTokenizer.from_pretrained(spec.base_directory, local_files_only=True)
     checks.check(
         path,
         tokenizer,
         end_of_turn_token_id=spec.trained.end_of_turn_token_id if spec.trained else None,
         threads=spec.threads,
     )
-    return tokenizer
 
 
 def _keep(unchecked: Path, directory: Path) -> dict[str, Any]:

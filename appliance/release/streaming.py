@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -29,17 +29,30 @@ _BLOCK_VALUES = 1 << 18
 
 
 class Sources(NamedTuple):
-    """What a release is made of. `base_file` is a GGUF of `base`, in any type."""
+    """What a release's tensors are made of."""
 
     base: Path
-    base_file: Path
     pairs: Mapping[str, LoraPair]
     converter_directory: Path
 
 
-def layout(base_file: Path, quantization: Quantization, model_name: str) -> Layout:
-    """Of the GGUF that a model trained on this base has in `quantization`, and under `model_name`."""
+def layouts(
+    base_file: Path, quantizations: Sequence[Quantization], model_name: str
+) -> dict[Quantization, Layout]:
+    """Of the GGUFs that a model trained on this base has under `model_name`; `base_file` is one of the base,
+    in any type."""
     header = gguf_header.read(base_file)
+    return {
+        quantization: Layout(
+            _pairs(header, quantization, model_name), _tensors(base_file, header, quantization)
+        )
+        for quantization in quantizations
+    }
+
+
+def _tensors(
+    base_file: Path, header: GgufHeader, quantization: Quantization
+) -> dict[str, tuple[tuple[int, ...], int, int]]:
     types = llamacpp.tensor_types(base_file, quantization)
     if types.keys() != header.tensors.keys():
         raise ChildFailed(
@@ -54,7 +67,7 @@ def layout(base_file: Path, quantization: Quantization, model_name: str) -> Layo
         kind = numbers[types[name]]
         columns, rows = tensor.shape[0], math.prod(tensor.shape[1:])
         tensors[name] = (tensor.shape, kind, ggml.row_bytes(kind, columns) * rows)
-    return Layout(_pairs(header, quantization, model_name), tensors)
+    return tensors
 
 
 def _pairs(header: GgufHeader, quantization: Quantization, model_name: str) -> dict[str, bytes]:

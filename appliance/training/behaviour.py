@@ -37,7 +37,6 @@ def record(
     alive: Callable[[], None],
 ) -> TrainedBehaviour:
     """Of `model`, which has its output head; `examples` were read from `path`."""
-    lines = {example.line for example in examples}
     model.eval()
     answers: list[TrainedAnswer] = []
     with torch.inference_mode():
@@ -50,19 +49,20 @@ def record(
                 answers.append(_answer(model, example.line, prompt, answer))
     return TrainedBehaviour(
         base_in_4_bits=base_in_4_bits,
-        rows=tuple(_tokenized(path, lines, conversations)),
+        rows=tuple(_tokenized(path, examples, conversations)),
         answers=tuple(answers),
     )
 
 
 def _tokenized(
-    path: Path, lines: Collection[int], conversations: Conversations
+    path: Path, examples: Sequence[Example], conversations: Conversations
 ) -> Iterator[TokenizedRow]:
-    for line, pieces, token_ids in rows.read_pieces(path, lines, conversations):
+    token_ids = {example.line: example.input_ids for example in examples}
+    for line, pieces in rows.read_pieces(path, token_ids, conversations):
         yield TokenizedRow(
             line=line,
             pieces=tuple(TextPiece(text=each.text, is_plain=each.is_plain) for each in pieces),
-            token_ids=tuple(token_ids),
+            token_ids=tuple(token_ids[line]),
         )
 
 

@@ -166,12 +166,11 @@ def read_examples(
 
 def read_pieces(
     path: Path, lines: Collection[int], conversations: Conversations
-) -> Iterator[tuple[int, list[Piece], array[int]]]:
-    """Those `lines` of a file that has been read before: line, rendered parts, token ids."""
+) -> Iterator[tuple[int, list[Piece]]]:
+    """Those `lines` of a file that has been read before, rendered, in parts."""
     for line, row in _read_rows(path):
         if line in lines:
-            example = conversations.tokenize(line, row.messages)
-            yield line, conversations.pieces(row.messages), example.input_ids
+            yield line, conversations.pieces(row.messages)
 
 
 def end_of_turn_id(conversations: Conversations) -> int:

@@ -235,3 +235,30 @@ def test_no_release_without_answers_to_compare(starter_gguf: Path) -> None:
             threads=1,
             alive=lambda: None,
         )
+
+
+@pytest.mark.parametrize(
+    ("decided", "agrees", "expected"),
+    [
+        ([1, 1, 1, 1], [1, 0, 0, 1], 0.5),
+        # What is not decided does not count, and where most is not, nothing does.
+        ([1, 1, 0, 0], [1, 0, 0, 0], 0.5),
+        ([1, 0, 0, 0], [0, 0, 0, 0], 1.0),
+    ],
+)
+def test_only_decided_places_tell_whether_two_models_agree(
+    decided: list[int], agrees: list[int], expected: float
+) -> None:
+    import numpy as np
+
+    from appliance.release import parity
+
+    found = parity._Answered(
+        kl=np.array([1.0, 2.0, 3.0, 4.0]),
+        decided=np.array(decided, bool),
+        agrees=np.array(agrees, bool),
+        own=[],
+        ends=False,
+    )
+    told = parity._likeness([(found, slice(None))])
+    assert told == Likeness(positions=4, mean_kl=2.5, top1_agreement=expected)

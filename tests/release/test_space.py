@@ -60,9 +60,8 @@ def test_room_that_is_predicted_suffices_and_is_little_more_than_what_is_written
 
     base = stored_base.read(starter)
     assert base is not None
-    written = sum(
-        streaming.layout(starter_gguf, Quantization(mix), "name").file_bytes for mix in mixes
-    )
+    layouts = streaming.layouts(starter_gguf, [Quantization(mix) for mix in mixes], "name")
+    written = sum(each.file_bytes for each in layouts.values())
     adapter = 2 * 4 * base.adapter_parameters(16)
     predicted = needs.disk_bytes(base, mixes, 16)
     assert written + adapter < predicted < 1.01 * (written + adapter) + (32 << 20) * len(mixes)
