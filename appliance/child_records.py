@@ -71,28 +71,33 @@ class TokenizedRow(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...]
 
 
+# The most likely tokens at one place, with the natural logarithms of their probabilities, in falling order.
+Likely = tuple[tuple[int, float], ...]
+
+
 class TrainedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     """The trained model's own greedy answer to a prompt; both are token ids.
 
-    `stopped` says whether the answer's last token ends the turn. `likely` has, for each of the prompt's last
-    tokens and for each of the answer's, the most likely ones at its place, with the natural logarithms of
-    their probabilities, in falling order.
+    `stopped` says whether the answer's last token ends the turn. `likely` is told of the places of some of
+    the prompt's last tokens and of all of the answer's.
     """
 
     line: int
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
     stopped: bool
-    likely: tuple[tuple[tuple[int, float], ...], ...]
+    likely: tuple[Likely, ...]
 
 
 class TrainedBehaviour(msgspec.Struct, frozen=True, kw_only=True):
     """`behaviour.json` of the training child: what a release has to do likewise.
 
-    `base_in_4_bits` says whether the model that did it had its base in NF4.
+    `base_in_4_bits` says whether the model that did it had its base in NF4. `moved` tells of each weight, by
+    the base's name of it, how far training moved it: the Frobenius norm of what it adds.
     """
 
     base_in_4_bits: bool
+    moved: dict[str, float]
     rows: tuple[TokenizedRow, ...]
     answers: tuple[TrainedAnswer, ...]
 

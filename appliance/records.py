@@ -146,6 +146,9 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """How near a release is to the model as it was trained: in that one's greedy answers, and in the prompts
     before them.
 
+    `unmerged` is how near it is, in prompts, to the base's own file with the adapter attached; over no
+    positions in releases made before that was looked at.
+
     Of the release's own answers, `equal_answers` are those of the trained model, token for token, and
     `stopped` end by themselves.
     """
@@ -156,6 +159,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     equal_answers: int
     stopped: int
     stopped_when_trained: int
+    unmerged: Likeness = Likeness(positions=0, mean_kl=0.0, top1_agreement=1.0)
 
 
 class ReleaseFile(GgufFile, frozen=True, kw_only=True):

@@ -52,6 +52,13 @@ class LoraPair(NamedTuple):
         """r of this pair."""
         return self.a.shape[0]
 
+    @property
+    def norm(self) -> float:
+        """How far it moves its weight: the Frobenius norm of what it adds, from two matrices of r·r."""
+        a, b = self.a.double(), self.b.double()
+        squares = float(((b.T @ b) * (a @ a.T)).sum())
+        return abs(self.scaling) * math.sqrt(max(0.0, squares))
+
     def add_to(self, weight: torch.Tensor) -> torch.Tensor:
         """The merged weight in float32; operations and their order are PEFT's (Linear.get_delta_weight)."""
         delta = self.b.float() @ self.a.float()

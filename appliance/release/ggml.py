@@ -45,9 +45,14 @@ def types_by_name() -> dict[str, int]:
     return {type_name(number): number for number in range(llama_cpp.GGML_TYPE_COUNT)}
 
 
+def block_values(kind: int) -> int:
+    """Values in a block of this type; 0 for one that is no more."""
+    return int(_ggml.ggml_blck_size(kind))
+
+
 def row_bytes(kind: int, columns: int) -> int:
     """Bytes of a row of `columns` values; raises ChildFailed if it is no whole number of blocks."""
-    block = _ggml.ggml_blck_size(kind)
+    block = block_values(kind)
     if columns % block:
         raise ChildFailed(
             "quantization_failed",

@@ -108,11 +108,13 @@ def _quantize(source: Path, destination: Path, quantization: Quantization, param
 
 
 class Model:
-    """A GGUF loaded on the CPU; use it as a context manager."""
+    """A GGUF loaded on the CPU, with an adapter attached if there is one; use it as a context manager."""
 
-    def __init__(self, path: Path, *, threads: int) -> None:
+    def __init__(self, path: Path, *, threads: int, adapter: Path | None = None) -> None:
         self._path = path
         self._threads = threads
+        self._adapter_path = adapter
+        self._adapter: Any = None
 
     def __enter__(self) -> Model:
         params = llama_cpp.llama_model_default_params()
@@ -121,12 +123,15 @@ class Model:
         params.use_extra_bufts = False
         self._model = llama_cpp.llama_model_load_from_file(str(self._path).encode(), params)
         if self._model is None:
-            raise ChildFailed(
-                "release_check_failed",
-                f"llama.cpp should load {self._path.name}; it refuses it",
-                next_step="see the job's log",
-            )
+            raise _unloadable(self._path)
         self.vocab = llama_cpp.llama_model_get_vocab(self._model)
+        if self._adapter_path is not None:
+            name = str(self._adapter_path).encode()
+            # Freed with the model.
+            self._adapter = llama_cpp.llama_adapter_lora_init(self._model, name)
+            if not self._adapter:
+                llama_cpp.llama_model_free(self._model)
+                raise _unloadable(self._adapter_path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -177,9 +182,20 @@ class Model:
         if context is None:
             raise self._failed(f"llama.cpp should make a context of {n_ctx} tokens; it does not")
         try:
+            self._attach(context)
             yield context
         finally:
             llama_cpp.llama_free(context)
+
+    def _attach(self, context: Any) -> None:
+        if self._adapter is None:
+            return
+        # As strong as it was trained: its file holds the scale.
+        adapters = (llama_cpp.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+        scales = (ctypes.c_float * 1)(1.0)
+        status = llama_cpp.llama_set_adapters_lora(context, adapters, 1, scales)
+        if status != 0:
+            raise self._failed(f"llama.cpp should attach an adapter to it; it returned {status}")
 
     def _decode(self, context: Any, tokens: Sequence[int], count: int) -> np.ndarray:
         """Scores behind the last `count` of `tokens`, which go on from what the context holds."""
@@ -202,3 +218,11 @@ class Model:
 
     def _failed(self, reason: str) -> ChildFailed:
         return ChildFailed("release_check_failed", f"{self._path.name}: {reason}")
+
+
+def _unloadable(path: Path) -> ChildFailed:
+    return ChildFailed(
+        "release_check_failed",
+        f"llama.cpp should load {path.name}; it refuses it",
+        next_step="see the job's log",
+    )

@@ -31,6 +31,7 @@ from appliance.release import (
     llamacpp,
     parity,
     streaming,
+    unmerged,
 )
 
 INTERMEDIATE = "intermediate"
@@ -115,13 +116,15 @@ def _fine_tuned(
     spec: ReleaseSpec, trained: Trained, work: Path, reporter: batch.Reporter
 ) -> dict[Quantization, _Made]:
     """Base and adapter: merged and quantized tensor by tensor, and the adapter alone beside it."""
-    steps = _Steps(2 + 2 * len(spec.quantizations), reporter)
+    steps = _Steps(3 + 2 * len(spec.quantizations), reporter)
     directory, base = Path(trained.adapter_directory), Path(spec.base_directory)
+    behaviour = durable.read_json(Path(trained.behaviour_file), TrainedBehaviour)
     sources = streaming.Sources(
         base=base,
         pairs=adapter.read(directory),
         converter_directory=Path(spec.converter_directory),
     )
+    parity.check_adapter(sources.pairs, behaviour)
     layouts = streaming.layouts(Path(trained.base_file), spec.quantizations, spec.model_name)
     needed = sum(each.file_bytes for each in layouts.values())
     _check_space(work, needed + adapter_conversion.bytes_needed(directory))
@@ -140,18 +143,31 @@ def _fine_tuned(
     )
     pairs = len(sources.pairs)
     reporter.report("merged", f"merged {pairs} LoRA pairs", data={"lora_pairs": pairs})
-    behaviour = durable.read_json(Path(trained.behaviour_file), TrainedBehaviour)
+    steps.begin("unmerged", "asking the base with the adapter attached")
+    beside = unmerged.of(
+        Path(trained.base_file),
+        work / ADAPTER_FILE,
+        behaviour.answers,
+        threads=spec.threads,
+        alive=reporter.alive,
+    )
     tokenizer = _tokenizer(spec)
     made = {}
     for quantization, path in paths.items():
         _check(spec, quantization, path, tokenizer, steps)
         steps.begin(f"compare:{quantization}", f"comparing {path.name} with the trained model")
         found = parity.check(
-            path, behaviour, quantization, tokenizer, threads=spec.threads, alive=reporter.alive
+            path,
+            behaviour,
+            beside,
+            quantization,
+            tokenizer,
+            threads=spec.threads,
+            alive=reporter.alive,
         )
         reporter.report(
             f"parity:{quantization}",
-            parity.describe(found, quantization, behaviour),
+            parity.describe(found, quantization, behaviour, beside),
             data=msgspec.to_builtins(found),
         )
         made[quantization] = _Made(path, found)

@@ -6,11 +6,14 @@ Held-out rows where there are any, else rows that were trained on. Knows nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import GenerationConfig
 
 from appliance.child_records import TextPiece, TokenizedRow, TrainedAnswer, TrainedBehaviour
@@ -49,9 +52,23 @@ def record(
                 answers.append(_answer(model, example.line, prompt, answer))
     return TrainedBehaviour(
         base_in_4_bits=base_in_4_bits,
+        moved=_moved(model),
         rows=tuple(_tokenized(path, examples, conversations)),
         answers=tuple(answers),
     )
+
+
+def _moved(model: PeftModel) -> dict[str, float]:
+    """As the live layers have it: what is written of them, and how it is read, may be wrong."""
+    found = {}
+    for name, layer in model.base_model.model.named_modules():
+        if isinstance(layer, LoraLayer):
+            a = layer.lora_A["default"].weight.detach().cpu().double()
+            b = layer.lora_B["default"].weight.detach().cpu().double()
+            # The norm of B·A from two matrices of r·r, since B·A itself is as large as the weight.
+            squares = float(((b.T @ b) * (a @ a.T)).sum())
+            found[f"{name}.weight"] = abs(layer.scaling["default"]) * math.sqrt(max(0.0, squares))
+    return found
 
 
 def _tokenized(

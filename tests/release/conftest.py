@@ -26,6 +26,14 @@ def tiny_file(tiny: Path, converter: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="session")
+def starter_file(starter: Path, converter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The starter model as it is served where there is room, in eight bits."""
+    spec = base_spec(starter, converter, model_name="starter", quantizations=["Q8_0"])
+    (file,) = release(tmp_path_factory.mktemp("starter-file"), spec).files
+    return Path(file.path)
+
+
+@pytest.fixture(scope="session")
 def released(
     tiny: Path,
     tiny_file: Path,

@@ -51,8 +51,14 @@ def trained_spec(
 
 def release(directory: Path, spec: dict[str, Any]) -> ReleaseResult:
     done = run_child("appliance.release", directory, spec)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, _reason(directory, done.stderr)
     return durable.read_json(directory / "result.json", ReleaseResult)
+
+
+def _reason(directory: Path, stderr: str) -> str:
+    """What the child says of its end, else its last words: the converter writes a line for each tensor."""
+    error = directory / "error.json"
+    return error.read_text() if error.exists() else stderr[-2000:]
 
 
 def refusal_of(directory: Path, spec: dict[str, Any]) -> Failure:

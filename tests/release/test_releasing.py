@@ -198,11 +198,11 @@ def kill_when_reported(directory: Path, key: str) -> None:
 
 @pytest.mark.slow
 def test_the_real_model_answers_as_the_merged_one(
-    starter: Path, starter_gguf: Path, converter: Path, tmp_path: Path
+    starter: Path, starter_file: Path, converter: Path, tmp_path: Path
 ) -> None:
     adapter = make_adapter(starter, tmp_path / "adapter", deviation=0.06)
     directory = tmp_path / "release"
-    release(directory, trained_spec(starter, starter_gguf, adapter, converter))
+    release(directory, trained_spec(starter, starter_file, adapter, converter))
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(starter)

@@ -6,9 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
-from appliance import gguf_header
+from appliance import durable, gguf_header
+from appliance.child_records import TrainedBehaviour
 from appliance.records import Quantization
 from tests.children import make_adapter
 from tests.release.reference import assert_same_tensors, reference_release
@@ -114,6 +116,17 @@ def with_tensors(adapter: Path, directory: Path, **changed: Any) -> Path:
     for half, value in changed.items():
         tensors[f"{UP}.{half}.weight"] = value
     save_file(tensors, directory / "adapter_model.safetensors")
+    return as_trained(directory)
+
+
+def as_trained(directory: Path) -> Path:
+    """Let `behaviour.json` say that this very adapter is what was trained."""
+    from appliance.release import adapter
+
+    path = directory / "behaviour.json"
+    behaviour = durable.read_json(path, TrainedBehaviour)
+    moved = {name: pair.norm for name, pair in adapter.read(directory).items()}
+    durable.write_json(path, msgspec.structs.replace(behaviour, moved=moved))
     return directory
 
 
@@ -139,6 +152,7 @@ class TestRefusals:
             moved = f"{UP.replace('layers.1', 'layers.2')}.{half}.weight"
             tensors[moved] = tensors.pop(f"{UP}.{half}.weight")
         save_file(tensors, other / "adapter_model.safetensors")
+        as_trained(other)
         failure = refusal_of(tmp_path / "r", trained_spec(tiny, tiny_file, other, converter))
         assert failure.code in ("release_check_failed", "conversion_failed")
         assert "layers.2" in failure.message or "blk.2" in failure.message
@@ -148,9 +162,7 @@ class TestRefusals:
     ) -> None:
         import torch
 
-        other = with_tensors(
-            adapter, tmp_path / "adapter", lora_B=torch.full((128, 8), float("nan"))
-        )
+        other = with_tensors(adapter, tmp_path / "adapter", lora_B=torch.full((128, 8), 1e38))
         failure = refusal_of(tmp_path / "r", trained_spec(tiny, tiny_file, other, converter))
         assert failure.code == "quantization_failed"
         assert "should be finite" in failure.message

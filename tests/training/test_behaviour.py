@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,15 +22,18 @@ Spec = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def recorded(
-    tiny: Path, train_file: Path, tmp_path_factory: pytest.TempPathFactory
-) -> TrainedBehaviour:
-    """Of a run that is long enough to have learned its one answer."""
+def learned(tiny: Path, train_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that is long enough to have learned its one answer."""
     job = tmp_path_factory.mktemp("learned")
     asked = spec_of(tiny, train_file, technique="lora", num_train_epochs=4, lora_dropout=0.0)
     done = run_child("appliance.training", job, asked)
     assert done.returncode == 0, done.stderr
-    return durable.read_json(job / "behaviour.json", TrainedBehaviour)
+    return job
+
+
+@pytest.fixture
+def recorded(learned: Path) -> TrainedBehaviour:
+    return durable.read_json(learned / "behaviour.json", TrainedBehaviour)
 
 
 def test_held_out_rows_and_answers_to_them_are_written(recorded: TrainedBehaviour) -> None:
@@ -42,6 +46,23 @@ def test_held_out_rows_and_answers_to_them_are_written(recorded: TrainedBehaviou
         assert of_line.token_ids[: len(each.prompt)] == each.prompt
         # The prompt ends where the answer begins, which is the last but "hardware<|im_end|>\n".
         assert len(of_line.token_ids) - len(each.prompt) == 3
+
+
+def test_how_far_each_weight_was_moved_is_what_the_written_adapter_adds(
+    recorded: TrainedBehaviour, learned: Path
+) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    config = json.loads((learned / "adapter" / "adapter_config.json").read_bytes())
+    halves = load_file(learned / "adapter" / "adapter_model.safetensors")
+    assert len(recorded.moved) == len(halves) / 2 == 14
+    for name, moved in recorded.moved.items():
+        module = f"base_model.model.{name.removesuffix('.weight')}"
+        delta = halves[f"{module}.lora_B.weight"] @ halves[f"{module}.lora_A.weight"]
+        expected = float(torch.linalg.norm(config["lora_alpha"] / config["r"] * delta))
+        assert moved == pytest.approx(expected, rel=1e-4)
+        assert moved > 0
 
 
 def test_what_was_learned_is_answered(recorded: TrainedBehaviour, tiny: Path) -> None:
