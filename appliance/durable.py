@@ -24,7 +24,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _RUST_NO_ROOM = tuple(f"(os error {number})" for number in _NO_ROOM)
 
 
-def no_room(exc: Exception) -> bool:
+def no_room(exc: BaseException) -> bool:
     """Whether the operating system refused a write for want of space, quota or permitted file size."""
     if isinstance(exc, OSError):
         return exc.errno in _NO_ROOM

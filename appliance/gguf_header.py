@@ -1,7 +1,8 @@
 """Read the header of a GGUF file, trusting none of it: every count and length is held against the file.
 
 Format: ggml/docs/gguf.md, versions 2 and 3, little-endian. Pure Python, so that a hostile file meets no C
-code before this has passed it. Does not read tensor data, nor know block sizes of quantized types.
+code before this has passed it. What it lets pass has the extents that llama.cpp's own loader asks for
+(ggml/src/gguf.cpp), in numbers that cannot overflow here. Does not read tensor data.
 """
 
 from __future__ import annotations
@@ -14,16 +15,18 @@ from typing import Any, BinaryIO
 
 import msgspec
 
+from appliance import ggml_types
 from appliance.errors import InvalidInput
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
 DEFAULT_ALIGNMENT = 32
-MAX_ALIGNMENT = 1 << 16
+MAX_ALIGNMENT = 1 << 12
 # The largest vocabularies have some 10^5 entries; Python objects cost more than the file's own bytes.
 MAX_ARRAY_LENGTH = 1 << 24
-MAX_NAME_BYTES = 1 << 10
+MAX_KEY_BYTES = 1 << 10
+MAX_TENSOR_NAME_BYTES = 63  # GGML_MAX_NAME, a closing zero less
 
 _SCALARS = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
@@ -80,14 +83,17 @@ class _Reader:
         pairs: dict[str, bytes] = {}
         for _ in range(pair_count):
             begin = self._position()
-            key = self._string(MAX_NAME_BYTES)
+            key = self._name(MAX_KEY_BYTES)
             self._require(key not in metadata, f"should hold {key!r} once; it holds it twice")
             metadata[key] = self._value(self._scalar("I"))
             pairs[key] = self._since(begin)
         alignment = self._alignment(metadata)
-        tensors = self._tensors(tensor_count, alignment)
-        data_offset = math.ceil(self._position() / alignment) * alignment
-        self._check_extents(tensors, data_offset)
+        tensors, data_bytes = self._tensors(tensor_count, alignment)
+        data_offset = _aligned(self._position(), alignment)
+        self._require(
+            data_bytes <= max(0, self._size - data_offset),
+            f"should hold {data_bytes} bytes of tensors; it has {max(0, self._size - data_offset)} left",
+        )
         return GgufHeader(
             version=version,
             metadata=metadata,
@@ -96,39 +102,54 @@ class _Reader:
             data_offset=data_offset,
         )
 
-    def _tensors(self, count: int, alignment: int) -> dict[str, TensorInfo]:
+    def _tensors(self, count: int, alignment: int) -> tuple[dict[str, TensorInfo], int]:
+        """And how many bytes they take."""
         tensors: dict[str, TensorInfo] = {}
+        end = 0
         for _ in range(count):
-            name = self._string(MAX_NAME_BYTES)
+            name = self._name(MAX_TENSOR_NAME_BYTES)
             self._require(name not in tensors, f"should hold tensor {name!r} once")
             shape, ggml_type, offset = self._shape(name), self._scalar("I"), self._scalar("Q")
+            # Back to back: neither holes, in which anything could hide, nor bytes that belong to two.
+            expected = _aligned(end, alignment)
             self._require(
-                offset % alignment == 0,
-                f"tensor {name!r} should lie at a multiple of {alignment}; it lies at {offset}",
+                offset == expected,
+                f"should have tensor {name!r} at {expected}, behind the one before; it is at {offset}",
             )
             tensors[name] = TensorInfo(shape=shape, ggml_type=ggml_type, offset=offset)
-        return tensors
+            end = offset + self._tensor_bytes(name, tensors[name])
+        return tensors, end
 
-    def _check_extents(self, tensors: dict[str, TensorInfo], data_offset: int) -> None:
-        for name, tensor in tensors.items():
-            # No ggml type takes less than one bit for an element.
-            self._require(
-                data_offset + tensor.offset + tensor.elements // 8 <= self._size,
-                f"tensor {name!r} should lie within the file's {self._size} bytes",
-            )
+    def _tensor_bytes(self, name: str, tensor: TensorInfo) -> int:
+        self._require(
+            tensor.ggml_type in ggml_types.BLOCKS,
+            f"should hold tensors of known types; {name!r} is of type {tensor.ggml_type}",
+        )
+        values, size = ggml_types.BLOCKS[tensor.ggml_type]
+        columns = tensor.shape[0] if tensor.shape else 1
+        self._require(
+            columns % values == 0,
+            f"should have rows of whole blocks of {values}; those of {name!r} have {columns} values",
+        )
+        return tensor.elements // values * size
 
     def _shape(self, name: str) -> tuple[int, ...]:
         count = self._scalar("I")
         self._require(
             count <= MAX_DIMENSIONS,
-            f"tensor {name!r} should have at most {MAX_DIMENSIONS} dimensions; it has {count}",
+            f"should have tensors of at most {MAX_DIMENSIONS} dimensions; {name!r} has {count}",
         )
-        return tuple(self._scalar("Q") for _ in range(count))
+        shape = tuple(self._scalar("Q") for _ in range(count))
+        self._require(0 not in shape, f"should have no empty tensor; {name!r} is of shape {shape}")
+        return shape
 
     def _alignment(self, metadata: dict[str, Any]) -> int:
         value = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
         sane = isinstance(value, int) and 8 <= value <= MAX_ALIGNMENT and value & (value - 1) == 0
-        self._require(sane, f"general.alignment should be a power of two from 8; it is {value!r}")
+        self._require(
+            sane,
+            f"should be aligned by a power of two from 8 to {MAX_ALIGNMENT}; it says {value!r}",
+        )
         return int(value)
 
     def _value(self, kind: int) -> Any:
@@ -151,11 +172,16 @@ class _Reader:
         layout = struct.Struct(f"<{count}{_SCALARS[kind]}")
         return list(layout.unpack(self._bytes(layout.size, "an array")))
 
-    def _string(self, limit: int | None = None) -> str:
+    def _name(self, limit: int) -> str:
         length = self._scalar("Q")
-        self._require(
-            limit is None or length <= limit, f"has a name of {length} bytes; {limit} are allowed"
-        )
+        self._require(length <= limit, f"has a name of {length} bytes; {limit} are allowed")
+        name = self._bytes(length, "a name").decode("utf-8", "replace")
+        # Names are shown to people, and written into logs.
+        self._require(name.isprintable() and name, f"has a name that is no plain text: {name!r}")
+        return name
+
+    def _string(self) -> str:
+        length = self._scalar("Q")
         # A vocabulary may hold the bytes of half a character.
         return self._bytes(length, "a string").decode("utf-8", "replace")
 
@@ -182,10 +208,14 @@ class _Reader:
             count <= self._left, f"should hold {count} bytes of {what}; it has {self._left} left"
         )
 
-    def _require(self, holds: bool, message: str) -> None:
+    def _require(self, holds: object, message: str) -> None:
         if not holds:
             raise InvalidInput(
                 "invalid_gguf",
                 f"{self._path.name}: the file {message}",
                 next_step="copy the file again and compare its digest with the publisher's",
             )
+
+
+def _aligned(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment

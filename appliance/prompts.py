@@ -71,7 +71,8 @@ class ChatTemplate:
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
         try:
             self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as exc:
+        except Exception as exc:
+            # A compiler of foreign code: nested deep enough, it ends by other errors than its own.
             raise InvalidInput(
                 "invalid_template", f"the model's chat template should compile, but: {exc}"
             ) from exc

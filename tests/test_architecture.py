@@ -25,6 +25,7 @@ LAYERS = {
         "durable",
         "errors",
         "fields",
+        "ggml_types",
         "gguf_header",
         "graders",
         "logs",

@@ -5,7 +5,10 @@ Works on a directory of our own (a copy), whose JSON files it may set right. Kno
 
 from __future__ import annotations
 
+import contextlib
 import json
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +20,17 @@ from appliance.prompts import ChatTemplate
 
 # Stands for an assistant's answer, so that what the template puts behind one can be found.
 _ANSWER = "Forty-two."
+TEMPLATE_SECONDS = 10.0
 _TURN = {"role": "user", "content": "Hello"}
 
 
 def prepare(hf: Path, reporter: batch.Reporter) -> None:
     """Check tokenizer and chat template of `hf`; write what generation needs to stop after a turn."""
     tokenizer = load_tokenizer(hf)
-    template = _compile(hf, tokenizer)
-    template.render([_TURN], add_generation_prompt=True)
-    end_of_turn = _end_of_turn_token_id(tokenizer, template)
+    with _little_time():
+        template = _compile(hf, tokenizer)
+        template.render([_TURN], add_generation_prompt=True)
+        end_of_turn = _end_of_turn_token_id(tokenizer, template)
     if end_of_turn is None:
         reporter.report(
             "end_of_turn",
@@ -35,6 +40,22 @@ def prepare(hf: Path, reporter: batch.Reporter) -> None:
         )
         end_of_turn = tokenizer.eos_token_id
     _agree_on_end_of_turn(hf, tokenizer, end_of_turn, reporter)
+
+
+@contextlib.contextmanager
+def _little_time() -> Iterator[None]:
+    """Nothing that a template does with two short messages takes longer than this."""
+
+    def ring(*_: object) -> None:
+        raise TimeoutError(f"it takes more than {TEMPLATE_SECONDS} seconds")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, TEMPLATE_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def load_tokenizer(directory: Path) -> Any:

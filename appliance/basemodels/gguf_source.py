@@ -17,6 +17,7 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from appliance import batch
+from appliance.basemodels import counts
 from appliance.errors import InvalidInput
 from appliance.gguf_header import GgufHeader
 
@@ -38,6 +39,12 @@ _LLAMA3 = (
 
 def convert(source: Path, header: GgufHeader, hf: Path, reporter: batch.Reporter) -> None:
     """Write config, weights and tokenizer of `source` into the empty directory `hf`."""
+    if faults := list(counts.faults(header.metadata, len(header.tensors))):
+        raise InvalidInput(
+            "invalid_gguf",
+            f"{source.name}: {'; '.join(faults)}",
+            next_step="copy the file again and compare its digest with the publisher's",
+        )
     # A link in an empty directory: transformers would read other files that lie beside the source.
     link = hf / "model.gguf"
     link.symlink_to(source)

@@ -6,8 +6,11 @@ models are kept nor how they are served.
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shutil
+import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from appliance import batch, durable, gguf_header
 from appliance.basemodels import chat, gguf_source, safetensors_header, source_directory
 from appliance.child_records import ImportResult, ImportSpec
-from appliance.errors import InvalidInput
+from appliance.errors import ApplianceError, InvalidInput
 
 HF = "hf"
 _PARTIAL = "hf.partial"
@@ -44,14 +47,36 @@ def import_base_model(directory: Path, reporter: batch.Reporter) -> ImportResult
         shutil.rmtree(leftover, ignore_errors=True)
     partial.mkdir()
     try:
-        stated_licence = _read(source, partial, reporter)
-        chat.prepare(partial, reporter)
-        result = _describe(partial, spec.licence or stated_licence)
+        with _foreign_errors_as_refusal():
+            stated_licence = _read(source, partial, reporter)
+            chat.prepare(partial, reporter)
+            result = _describe(partial, spec.licence or stated_licence)
         durable.publish_directory(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     reporter.report("imported", f"imported {spec.name}: {result.parameters:,} parameters")
     return result
+
+
+@contextlib.contextmanager
+def _foreign_errors_as_refusal() -> Iterator[None]:
+    """Whatever a library raises over foreign files, where it is not foreseen, means that they are refused.
+
+    Libraries written in Rust raise what is no Exception when they give up.
+    """
+    try:
+        yield
+    except (ApplianceError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as exc:
+        if durable.no_room(exc):
+            raise
+        traceback.print_exc()
+        raise InvalidInput(
+            "unreadable_model",
+            f"the files should be readable as a model, but: {type(exc).__name__}: {exc}",
+            next_step="copy them again and compare their digests with the publisher's",
+        ) from exc
 
 
 def _read(source: Path, hf: Path, reporter: batch.Reporter) -> str:
@@ -60,18 +85,20 @@ def _read(source: Path, hf: Path, reporter: batch.Reporter) -> str:
     if source.is_dir():
         for copied in source_directory.copy(source_directory.check(source), hf):
             reporter.report(f"copy:{copied.name}", f"copied {copied.name}")
-        _check_weights(hf)
+        _check_weights(hf, reporter)
         return "unknown"
     header = gguf_header.read(source)
     gguf_source.convert(source, header, hf, reporter)
     return str(header.metadata.get("general.license", "unknown"))
 
 
-def _check_weights(hf: Path) -> None:
-    """Load the model once, so that a checkpoint that does not fit its config is refused here."""
+def _check_weights(hf: Path, reporter: batch.Reporter) -> None:
+    """Fit the weights' names and shapes to the configuration, so that what does not fit is refused here."""
     try:
         _, info = AutoModelForCausalLM.from_pretrained(
             hf,
+            # No weight is read.
+            device_map="meta",
             dtype="auto",
             use_safetensors=True,
             local_files_only=True,
@@ -91,6 +118,13 @@ def _check_weights(hf: Path) -> None:
             f"the weights should be complete; {len(missing)} tensors are missing: "
             + ", ".join(missing[:5]),
             next_step="copy the model's directory again, all shards included",
+        )
+    if strangers := sorted(info["unexpected_keys"]):
+        reporter.report(
+            "unused_weights",
+            f"{len(strangers)} tensors belong to no part of this architecture, and are not used: "
+            + ", ".join(strangers[:5]),
+            level="warn",
         )
 
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from appliance.basemodels import safetensors_header
+from appliance.basemodels import counts, safetensors_header
 from appliance.errors import InvalidInput
 
 COPIED = (
@@ -50,8 +50,16 @@ def check(source: Path) -> list[Path]:
     ]
     faults = [fault for entry in entries if (fault := _entry_fault(entry, source))]
     files = [entry for entry in entries if _matches(entry.name, COPIED) and entry.is_file()]
+    tensors = 0
     for path in files:
-        faults += _content_faults(path)
+        if path.suffix == ".safetensors":
+            try:
+                tensors += len(safetensors_header.read(path))
+            except (ValueError, RecursionError) as exc:
+                faults.append(f"{path.name}: {exc}")
+    for path in files:
+        if path.suffix == ".json":
+            faults += _content_faults(path, tensors)
     faults += _index_faults(source, files)
     names = {path.name for path in files}
     if "config.json" not in names:
@@ -98,14 +106,7 @@ def _stays_inside(entry: Path, source: Path) -> bool:
         return False  # a link in a circle
 
 
-def _content_faults(path: Path) -> list[str]:
-    if path.suffix == ".safetensors":
-        try:
-            safetensors_header.read(path)
-        except (ValueError, RecursionError) as exc:
-            return [f"{path.name}: {exc}"]
-    if path.suffix != ".json":
-        return []
+def _content_faults(path: Path, tensors: int) -> list[str]:
     content, fault = _read_object(path)
     if fault:
         return [fault]
@@ -114,7 +115,7 @@ def _content_faults(path: Path) -> list[str]:
     except RecursionError:
         return [f"{path.name}: nests too deep"]
     faults = [f"{path.name}: names code to run (auto_map)"] if code else []
-    return faults + (_config_faults(content) if path.name == "config.json" else [])
+    return faults + (_config_faults(content, tensors) if path.name == "config.json" else [])
 
 
 def _read_object(path: Path) -> tuple[dict[str, Any], str | None]:
@@ -127,8 +128,8 @@ def _read_object(path: Path) -> tuple[dict[str, Any], str | None]:
     return (content, None) if isinstance(content, dict) else ({}, f"{path.name}: is no JSON object")
 
 
-def _config_faults(config: dict[str, Any]) -> list[str]:
-    faults = []
+def _config_faults(config: dict[str, Any], tensors: int) -> list[str]:
+    faults = [f"config.json: {fault}" for fault in counts.faults(config, tensors)]
     model_type = config.get("model_type")
     if not (isinstance(model_type, str) and MODEL_TYPE.fullmatch(model_type)):
         faults.append(f"config.json: model_type should be a plain name; it is {model_type!r}")

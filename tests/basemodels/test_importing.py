@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -164,6 +165,10 @@ def write(name: str, text: str) -> Callable[[Path], object]:
     [
         (lambda source: (source / "chat_template.jinja").unlink(), "no_chat_template"),
         (write("chat_template.jinja", "{% for %}"), "invalid_template"),
+        (
+            write("chat_template.jinja", "{{ " + "(" * 300 + "1" + ")" * 300 + " }}"),
+            "invalid_template",
+        ),
         (write("chat_template.jinja", "{{ raise_exception('no') }}"), "template_refused"),
         (write("chat_template.jinja", "{{ messages[0].content }}"), "invalid_template"),
         (
@@ -182,6 +187,49 @@ def test_a_model_that_cannot_hold_a_conversation_is_refused(
     with pytest.raises(InvalidInput) as refused:
         chat.prepare(source, batch.Reporter(tmp_path))
     assert refused.value.code == code
+
+
+def test_a_template_that_does_not_end_is_given_up(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from appliance.basemodels import chat
+
+    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.3)
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    (source / "chat_template.jinja").write_text(loop)
+    with pytest.raises(InvalidInput, match=r"takes more than 0\.3 seconds") as refused:
+        chat.prepare(source, batch.Reporter(tmp_path))
+    assert refused.value.code == "template_refused"
+    assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
+
+
+def test_what_no_library_foresees_is_a_refusal_too(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from appliance.basemodels import importing
+
+    class PanicException(BaseException):
+        """As libraries in Rust raise it."""
+
+    def panic(*_: object) -> None:
+        raise PanicException("index out of bounds")
+
+    monkeypatch.setattr(importing, "_limit_resources", lambda source_bytes: None)
+    monkeypatch.setattr(importing.chat, "prepare", panic)
+    directory = tmp_path / "import"
+    directory.mkdir()
+    durable.write_json(directory / "spec.json", import_spec(source))
+    with pytest.raises(InvalidInput, match="PanicException: index out of bounds") as refused:
+        importing.import_base_model(directory, batch.Reporter(directory))
+    assert refused.value.code == "unreadable_model"
+    assert not (directory / "hf.partial").exists()
+
+
+def test_weights_of_no_part_of_the_model_are_told(source: Path, tmp_path: Path) -> None:
+    edit(source / "config.json", num_hidden_layers=1)
+    import_from(source, tmp_path / "import")
+    (warning,) = [r for r in reported(tmp_path / "import") if r["level"] == "warn"]
+    assert "9 tensors belong to no part of this architecture" in warning["message"]
 
 
 def test_a_template_that_ends_no_turn_is_told(source: Path, tmp_path: Path) -> None:
@@ -213,6 +261,21 @@ class TestGguf:
         failure = refusal_of(source, tmp_path / "import")
         assert failure.code == "unreadable_gguf"
         assert "'unheard-of'" in failure.message
+
+    def test_a_number_of_layers_that_nobody_could_have_written_is_refused(
+        self, tmp_path: Path
+    ) -> None:
+        import gguf
+
+        source = tmp_path / "model.gguf"
+        writer = gguf.GGUFWriter(source, "llama")
+        writer.add_block_count(4_000_000_000)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        failure = refusal_of(source, tmp_path / "import")
+        assert failure.code == "invalid_gguf"
+        assert "llama.block_count should be at most 0" in failure.message
 
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["smollm", "llama-bpe"])
