@@ -92,12 +92,15 @@ install_system_packages() {
   # The allocator of the training child, asked for as the child does.
   "$(choose_python || echo false)" -c 'import ctypes; ctypes.CDLL("libtcmalloc_minimal.so.4")' 2>/dev/null ||
     missing+=(libtcmalloc-minimal4)
-  [ ${#missing[@]} -eq 0 ] && return
+  [ ${#missing[@]} -eq 0 ] || apt_install "${missing[@]}"
+}
+
+apt_install() {
   command -v apt-get >/dev/null && [ "$(id -u)" = 0 ] ||
-    die "needs ${missing[*]}: install them, for example: apt-get install ${missing[*]}"
-  say "installing ${missing[*]} with apt"
+    die "needs $*: install them, for example: apt-get install $*"
+  say "installing $* with apt"
   apt-get update -q >&2
-  DEBIAN_FRONTEND=noninteractive apt-get install -qy "${missing[@]}" >&2
+  DEBIAN_FRONTEND=noninteractive apt-get install -qy "$@" >&2
 }
 
 wanted() {
@@ -202,6 +205,8 @@ test_others() {
 
 # install_for_tests: as for use, and on the other core, while the large packages come, the other Pythons.
 install_for_tests() {
+  # Fails system calls on purpose.
+  command -v strace >/dev/null || apt_install strace
   install_others & local others=$!
   install
   wait "$others" || die "the environments for the tests on Python $OTHER_PYTHONS could not be made"

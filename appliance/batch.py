@@ -89,14 +89,13 @@ def run(main: Callable[[Path, Reporter], object]) -> None:
             with durable.full_disk_as_error():
                 # Tied to its parent by now, it may be paused.
                 reporter.alive()
-                result = main(directory, reporter)
+                durable.write_json(directory / RESULT, main(directory, reporter))
         except ApplianceError as exc:
             failure = Failure(
                 code=exc.code, message=exc.message, param=exc.param, next_step=exc.next_step
             )
             durable.write_json(directory / ERROR, failure)
             sys.exit(f"{exc.code}: {exc}")
-        durable.write_json(directory / RESULT, result)
 
 
 def failure_of(directory: Path, child: process.Child) -> ChildFailed:

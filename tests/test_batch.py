@@ -69,6 +69,20 @@ def test_error_of_an_earlier_run_does_not_outlive_a_success(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["heartbeat", "lock", "result.json"]
 
 
+def test_no_room_for_the_result_is_told(tmp_path):
+    body = (
+        "import errno; flush = os.fsync\n"
+        "    def full(fd):\n"
+        "        os.fsync = flush\n"
+        "        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))\n"
+        "    os.fsync = full"
+    )
+    done = run(tmp_path, body)
+    assert done.returncode == 1
+    assert json.loads((tmp_path / "error.json").read_text())["code"] == "out_of_disk"
+    assert not (tmp_path / "result.json").exists()
+
+
 def test_unexpected_error_leaves_neither_file(tmp_path):
     done = run(tmp_path, "return 1 / 0")
     assert done.returncode == 1

@@ -6,6 +6,7 @@ here they become absolute.
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from pathlib import Path
 from typing import TypeVar
@@ -43,10 +44,18 @@ def discard_data(store: Store, job_id: str) -> None:
 
 
 def discard_scratch(store: Store, job_id: str) -> None:
-    """Remove what only an unfinished job needs: checkpoints, and what a release had half made."""
+    """Remove what only an unfinished job needs: checkpoints, and what a release had half made.
+
+    Of a job that ended without a model also those files of one that were finished.
+    """
     directory = store.jobs_directory / job_id
     for scratch in (directory / "training" / "checkpoints", directory / "release" / "intermediate"):
         shutil.rmtree(scratch, ignore_errors=True)
+    # A directory of no job is one whose job could not be stored.
+    with contextlib.suppress(NotFound):
+        if store.jobs.get(job_id).fine_tuned_model is None:
+            for model in (directory / "release").glob("*.gguf"):
+                model.unlink()
 
 
 def check_data(store: Store, job: Job) -> None:

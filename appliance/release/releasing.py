@@ -70,8 +70,7 @@ def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
     work = directory / INTERMEDIATE
     shutil.rmtree(work, ignore_errors=True)
     # Of a predecessor that ended before it could say that they are complete.
-    for leftover in directory.glob("*.gguf"):
-        leftover.unlink()
+    _remove_models(directory)
     work.mkdir()
     try:
         with llamacpp.log_to(reporter.alive):
@@ -87,10 +86,19 @@ def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
             )
             alone = work / ADAPTER_FILE
             adapter_file = GgufFile(**_keep(alone, directory)) if alone.exists() else None
+    except BaseException:
+        # Those that were finished before the rest failed.
+        _remove_models(directory)
+        raise
     finally:
         shutil.rmtree(work)
     seconds = time.monotonic() - started
     return ReleaseResult(files=files, seconds=seconds, adapter_file=adapter_file)
+
+
+def _remove_models(directory: Path) -> None:
+    for path in directory.glob("*.gguf"):
+        path.unlink()
 
 
 def _base(spec: ReleaseSpec, work: Path, reporter: batch.Reporter) -> dict[Quantization, _Made]:

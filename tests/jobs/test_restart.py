@@ -47,9 +47,12 @@ def test_nothing_acknowledged_is_lost_by_a_kill(daemon):
     before = everything(daemon)
     scratch = daemon.state_dir / "jobs" / failed["id"] / "release" / "intermediate"
     scratch.mkdir(parents=True)
+    finished = scratch.with_name("model-Q8_0.gguf")
+    finished.write_bytes(b"of a release that failed at its next file")
     daemon.restart()
     assert everything(daemon) == before
     wait_for(lambda: not scratch.exists(), "what the job had half made to be removed")
+    wait_for(lambda: not finished.exists(), "the file of a failed release to be removed")
     answer = ok(daemon.chat("again", model=succeeded["fine_tuned_model"]))
     assert answer["choices"][0]["message"]["content"].endswith("again")
 
