@@ -19,6 +19,7 @@ class Programs(msgspec.Struct, frozen=True, kw_only=True):
     base_import: tuple[str, ...]
     training: tuple[str, ...]
     release: tuple[str, ...]
+    merge: tuple[str, ...]
     engine: tuple[str, ...]
 
 
@@ -43,7 +44,10 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
-    """`result.json` of the training child, `adapter/` beside it; `planned_*` are those of all epochs."""
+    """`result.json` of the training child, `adapter/` beside it; `planned_*` are those of all epochs.
+
+    `versions` are those of the software that took part, by the names of the distributions.
+    """
 
     steps: int
     epochs: float
@@ -54,6 +58,7 @@ class TrainingResult(msgspec.Struct, frozen=True, kw_only=True):
     end_of_turn_token_id: int
     planned_tokens: int = 0
     planned_validations: int = 0
+    versions: dict[str, str] = {}
 
 
 class TextPiece(msgspec.Struct, frozen=True, array_like=True):
@@ -135,6 +140,21 @@ class ReleaseResult(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[ReleaseFile, ...]
     seconds: float
     adapter_file: GgufFile | None = None
+    versions: dict[str, str] = {}
+
+
+class MergeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """`spec.json` of the child that merges an adapter into its base's own files."""
+
+    base_directory: str
+    adapter_directory: str
+    threads: int
+
+
+class MergeResult(msgspec.Struct, frozen=True, kw_only=True):
+    """`result.json` of that child; the Hugging Face directory lies beside it in `merged/`."""
+
+    merged_weights: int
 
 
 class ImportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -71,6 +71,7 @@ PROGRAMS = Programs(
     base_import=tuple(process.python_child("appliance.basemodels")),
     training=tuple(process.python_child("appliance.training")),
     release=tuple(process.python_child("appliance.release")),
+    merge=tuple(process.python_child("appliance.release.merge")),
     engine=engine_client.PROGRAM,
 )
 

@@ -24,6 +24,15 @@ class Quantization(enum.StrEnum):
     BF16 = "BF16"
 
 
+class ExportForm(enum.StrEnum):
+    """What of a fine-tuned model leaves the box: GGUF files with a Modelfile; the adapter, as PEFT and as
+    llama.cpp read it; safetensors with the adapter merged."""
+
+    GGUF = "gguf"
+    ADAPTER = "adapter"
+    MERGED = "merged"
+
+
 # LoRA on a base held in 4 bits (NF4), or in 16.
 Technique = Literal["qlora", "lora"]
 # Who gives way where the device's memory is not enough for both serving and training.

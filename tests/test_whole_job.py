@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -70,6 +72,8 @@ def test_killed_in_mid_training_a_job_ends_with_the_weights_of_one_that_was_left
     listed = {model.id for model in client.models.list()}
     assert {BASE, resumed.fine_tuned_model, undisturbed.fine_tuned_model} <= listed
 
+    export_and_check(daemon, resumed.fine_tuned_model)
+
     adapted = f"{resumed.fine_tuned_model}@adapter"
     assert json.loads(ask(client, adapted, "What is the colour of box 7?")).keys() == {"colour"}
     answers = ask_while_an_alias_moves(
@@ -77,6 +81,33 @@ def test_killed_in_mid_training_a_job_ends_with_the_weights_of_one_that_was_left
     )
     assert '"colour"' not in answers[0]
     assert '"colour"' in answers[-1]
+
+
+def export_and_check(daemon: RealDaemon, name: str) -> None:
+    """As an operator takes it away, with the daemon running: all that belongs to it is there and whole."""
+    directory = daemon.state_dir.with_name("exported")
+    exporting = ["appliance", "models", "export", name, str(directory)]
+    forms = [option for form in ("gguf", "adapter", "merged") for option in ("--form", form)]
+    subprocess.run([sys.executable, "-m", *exporting, *forms], env=daemon.environment(), check=True)
+    subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=directory, check=True)
+    assert 'PARAMETER stop "<|im_end|>"' in (directory / "Modelfile").read_text()
+    assert "TEMPLATE" in (directory / "Modelfile").read_text()
+    assert "| torch |" in (directory / "README.md").read_text()
+    assert {"adapter.gguf", "model-Q4_K_M.gguf", "model-Q8_0.gguf", "mlbom.cdx.json"} <= {
+        path.name for path in directory.iterdir()
+    }
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory / "merged")
+    model = AutoModelForCausalLM.from_pretrained(directory / "merged")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "What is the colour of box 7?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    answer = model.generate(**prompt, max_new_tokens=12, do_sample=False)
+    assert '"colour"' in tokenizer.decode(answer[0, prompt["input_ids"].shape[1] :])
 
 
 def ask_while_an_alias_moves(

@@ -1,4 +1,4 @@
-"""`appliance models`: list what there is, import a base model."""
+"""`appliance models`: list what there is, import a base model, export a fine-tuned one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from appliance.cli import output
 from appliance.cli.client import connect
 from appliance.cli.follow import LiveView, live_view
 from appliance.cli.options import CONNECTION, JsonPath, with_settings
-from appliance.records import BaseModel
+from appliance.records import BaseModel, ExportForm
 from appliance.settings import Settings
 
 app = typer.Typer(help="Base models and fine-tuned ones.", no_args_is_help=True)
@@ -112,6 +112,62 @@ def import_base(
             )
             view.finish()
             return base
+    finally:
+        store.close()
+
+
+@app.command("export")
+@with_settings(("state_dir", "profile", "profile_dir", "profile_override_file", "threads"))
+def export_model(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="A fine-tuned model.")],
+    directory: Annotated[Path, typer.Argument(help="A new directory, such as one on a USB disk.")],
+    form: Annotated[
+        list[ExportForm] | None,
+        typer.Option(
+            help="What to take along: gguf (with a Modelfile for Ollama), adapter (for PEFT and llama.cpp), "
+            "merged (safetensors for other servers). Repeat it for several. [default: gguf, adapter]"
+        ),
+    ] = None,
+    json_path: JsonPath = None,
+) -> None:
+    """Write a fine-tuned model, its model card and its bill of materials into a directory."""
+    written = _export(
+        settings, name, directory.absolute(), form or [ExportForm.GGUF, ExportForm.ADAPTER]
+    )
+    files = sorted(str(path.relative_to(written)) for path in written.rglob("*") if path.is_file())
+    found = {"name": name, "directory": str(written), "files": files}
+    output.show(found, json_path, f"{written}: {', '.join(files)}")
+
+
+def _export(settings: Settings, name: str, directory: Path, forms: list[ExportForm]) -> Path:
+    import asyncio
+
+    from appliance.daemon import PROGRAMS
+    from appliance.hardware import selection
+    from appliance.hardware.lease import DIRECTORY, Ledger
+    from appliance.jobs.export import export
+    from appliance.store.store import Store
+
+    selected = selection.select(settings)
+    store = Store(settings.state_dir)
+    ledger = Ledger(settings.state_dir / DIRECTORY, selected.machine.device_bytes)
+    try:
+        with live_view() as view:
+            written = asyncio.run(
+                export(
+                    store,
+                    settings,
+                    ledger,
+                    PROGRAMS,
+                    name,
+                    directory,
+                    forms,
+                    lambda lines: _show(view, lines),
+                )
+            )
+            view.finish()
+            return written
     finally:
         store.close()
 

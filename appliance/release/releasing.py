@@ -20,7 +20,7 @@ import torch
 from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-from appliance import batch, durable
+from appliance import batch, durable, versions
 from appliance.child_records import ReleaseResult, ReleaseSpec, Trained, TrainedBehaviour
 from appliance.records import GgufFile, Parity, Quantization, ReleaseFile
 from appliance.release import (
@@ -93,7 +93,9 @@ def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
     finally:
         shutil.rmtree(work)
     seconds = time.monotonic() - started
-    return ReleaseResult(files=files, seconds=seconds, adapter_file=adapter_file)
+    return ReleaseResult(
+        files=files, seconds=seconds, adapter_file=adapter_file, versions=versions.installed()
+    )
 
 
 def _remove_models(directory: Path) -> None:

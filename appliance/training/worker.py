@@ -18,7 +18,7 @@ from datasets import Dataset
 from transformers import set_seed
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from appliance import batch, durable
+from appliance import batch, durable, versions
 from appliance.child_records import TrainingResult, TrainingSpec
 from appliance.compute import LENGTH_MULTIPLE
 from appliance.errors import ChildFailed
@@ -80,6 +80,7 @@ def train(directory: Path, reporter: batch.Reporter) -> TrainingResult:
         planned_validations=(
             callbacks.validations(spec.hyperparameters.num_train_epochs) if validation_rows else 0
         ),
+        versions=versions.installed(),
     )
 
 

@@ -10,5 +10,7 @@ PROGRAMS = Programs(
     base_import=(sys.executable, "-m", "tests.fakes.base_import"),
     training=(sys.executable, "-m", "tests.fakes.training"),
     release=(sys.executable, "-m", "tests.fakes.release"),
+    # Needs no accelerator and no llama.cpp.
+    merge=(sys.executable, "-m", "appliance.release.merge"),
     engine=(sys.executable, "-m", "tests.fakes.engine"),
 )
