@@ -158,12 +158,16 @@ class MergeResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImportSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`spec.json` of the import child. `source` is a Hugging Face directory or one GGUF file."""
+    """`spec.json` of the import child. `source` is a Hugging Face directory or one GGUF file.
+
+    `chat_template` is one in Jinja for a model that brings none.
+    """
 
     name: str
     source: str
     licence: str
     origin: str
+    chat_template: str | None = None
 
 
 class ImportResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -21,7 +21,20 @@ from appliance.prompts import ChatTemplate
 # Stands for an assistant's answer, so that what the template puts behind one can be found.
 _ANSWER = "Forty-two."
 TEMPLATE_SECONDS = 10.0
+_TEMPLATE = "chat_template.jinja"  # where transformers looks for it
 _TURN = {"role": "user", "content": "Hello"}
+
+
+def give_template(hf: Path, source: str) -> None:
+    """Write the operator's template into `hf`; raises InvalidInput if the model brings one of its own."""
+    if load_tokenizer(hf).chat_template:
+        raise InvalidInput(
+            "two_chat_templates",
+            "a chat template can be given to a model that has none; this one brings its own",
+            param="chat_template",
+            next_step="leave the template away",
+        )
+    (hf / _TEMPLATE).write_text(source, encoding="utf-8")
 
 
 def prepare(hf: Path, reporter: batch.Reporter) -> None:
@@ -78,7 +91,7 @@ def _compile(hf: Path, tokenizer: Any) -> ChatTemplate:
         raise InvalidInput(
             "no_chat_template",
             "the model should bring a chat template; it has none",
-            next_step="choose an instruct model, or add chat_template.jinja to its directory",
+            next_step="choose an instruct model, or name a template with --chat-template",
         )
     source = tokenizer.get_chat_template()
     inline = _read(hf / "tokenizer_config.json").get("chat_template", source)

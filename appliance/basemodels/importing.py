@@ -49,6 +49,8 @@ def import_base_model(directory: Path, reporter: batch.Reporter) -> ImportResult
     try:
         with _foreign_errors_as_refusal():
             stated_licence = _read(source, partial, reporter)
+            if spec.chat_template is not None:
+                chat.give_template(partial, spec.chat_template)
             chat.prepare(partial, reporter)
             result = _describe(partial, spec.licence or stated_licence)
         durable.publish_directory(partial, final)

@@ -12,6 +12,7 @@ from appliance.cli import output
 from appliance.cli.client import connect
 from appliance.cli.follow import LiveView, live_view
 from appliance.cli.options import CONNECTION, JsonPath, with_settings
+from appliance.errors import InvalidInput
 from appliance.records import BaseModel, ExportForm
 from appliance.settings import Settings
 
@@ -68,10 +69,14 @@ def import_model(
     name: Annotated[str, typer.Option(help="What the model is to be called here.")],
     licence: Annotated[str, typer.Option(help="Its licence, such as Apache-2.0.")],
     origin: Annotated[str, typer.Option(help="Where it was brought from, in words.")],
+    chat_template: Annotated[
+        Path | None,
+        typer.Option(help="A file with the chat template (Jinja), for a model that brings none."),
+    ] = None,
     json_path: JsonPath = None,
 ) -> None:
     """Check a base model, store it, and make it servable; the daemon may be running or not."""
-    base = import_base(settings, source, name, licence, origin)
+    base = import_base(settings, source, name, licence, origin, chat_template)
     output.show(
         base,
         json_path,
@@ -80,7 +85,12 @@ def import_model(
 
 
 def import_base(
-    settings: Settings, source: Path, name: str, licence: str, origin: str
+    settings: Settings,
+    source: Path,
+    name: str,
+    licence: str,
+    origin: str,
+    chat_template: Path | None = None,
 ) -> BaseModel:
     """Run an import in the foreground, showing its progress."""
     import asyncio
@@ -92,7 +102,13 @@ def import_base(
     from appliance.jobs import base_import
     from appliance.store.store import Store
 
-    spec = ImportSpec(name=name, source=str(source.absolute()), licence=licence, origin=origin)
+    spec = ImportSpec(
+        name=name,
+        source=str(source.absolute()),
+        licence=licence,
+        origin=origin,
+        chat_template=None if chat_template is None else _text_of(chat_template),
+    )
     selected = selection.select(settings)
     selection.show_only_the_gpu(selected.device)
     store = Store(settings.state_dir)
@@ -114,6 +130,17 @@ def import_base(
             return base
     finally:
         store.close()
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as exc:
+        raise InvalidInput(
+            "unreadable_template",
+            f"{path} should be a chat template in UTF-8, but: {exc}",
+            param="chat_template",
+        ) from exc
 
 
 @app.command("export")

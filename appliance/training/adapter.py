@@ -21,14 +21,18 @@ from peft import (
     set_peft_model_state_dict,
 )
 
-from appliance.errors import CorruptState
+from appliance.errors import ChildFailed, CorruptState
 from appliance.records import Hyperparameters
 
 WEIGHTS = "adapter_model.safetensors"
 
 
 def attach_fresh(model: Any, hyperparameters: Hyperparameters) -> PeftModel:
-    """A new adapter on every linear layer but the output head; its numbers come from torch's RNG."""
+    """A new adapter on every linear layer but the output head; its numbers come from torch's RNG.
+
+    Raises ChildFailed (`experts_not_supported`) for a model with a mixture of experts.
+    """
+    _refuse_experts(model)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         target_modules="all-linear",
@@ -37,6 +41,18 @@ def attach_fresh(model: Any, hyperparameters: Hyperparameters) -> PeftModel:
         lora_dropout=hyperparameters.lora_dropout,
     )
     return get_peft_model(model, config)
+
+
+def _refuse_experts(model: Any) -> None:
+    """PEFT adapts experts that lie in one tensor by itself, asked or not; no release could merge that."""
+    fused = (n for n, each in model.named_parameters() if "experts" in n and each.ndim > 2)
+    if (first := next(fused, None)) is not None:
+        raise ChildFailed(
+            "experts_not_supported",
+            f"the base model should have no mixture of experts; it has {first}, and an adapter on that "
+            "could not be released",
+            next_step="choose a base model without experts",
+        )
 
 
 def attach_existing(model: Any, directory: Path, hyperparameters: Hyperparameters) -> PeftModel:

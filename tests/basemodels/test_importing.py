@@ -203,6 +203,25 @@ def test_a_template_that_does_not_end_is_given_up(
     assert signal.getitimer(signal.ITIMER_REAL) == (0.0, 0.0)
 
 
+@pytest.mark.slow
+def test_a_model_without_a_template_takes_the_operators(source: Path, tmp_path: Path) -> None:
+    template = (source / "chat_template.jinja").read_text()
+    (source / "chat_template.jinja").unlink()
+    assert refusal_of(source, tmp_path / "without").code == "no_chat_template"
+    spec = {**import_spec(source), "chat_template": template}
+    done = run_child("appliance.basemodels", tmp_path / "import", spec)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "import" / "hf" / "chat_template.jinja").read_text() == template
+
+
+def test_a_model_with_a_template_takes_no_other(source: Path) -> None:
+    from appliance.basemodels import chat
+
+    with pytest.raises(InvalidInput, match="brings its own") as refused:
+        chat.give_template(source, "{{ messages }}")
+    assert refused.value.code == "two_chat_templates"
+
+
 def test_what_no_library_foresees_is_a_refusal_too(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
