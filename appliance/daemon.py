@@ -42,6 +42,7 @@ from appliance.hardware import selection
 from appliance.hardware.lease import DIRECTORY, Ledger, grant
 from appliance.hardware.profiles import HardwareProfile
 from appliance.hardware.sensors import Sensors
+from appliance.jobs import deletion
 from appliance.jobs.course import Course
 from appliance.jobs.memory import Serving
 from appliance.jobs.runner import JobRunner
@@ -84,6 +85,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     store = Store(settings.state_dir)
     store.keys.ensure_admin(settings.admin_key_file)
     store.files.delete_unused_blobs()
+    deletion.remove_leftovers(store)
     ledger = Ledger(settings.state_dir / DIRECTORY, selected.machine.device_bytes)
     router = _model_router(settings, profile, store, programs, ledger)
     aliases = Aliases(store, router, max_waiting=settings.max_waiting_requests)

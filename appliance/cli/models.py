@@ -1,9 +1,10 @@
-"""`appliance models`: list what there is, import a base model, export a fine-tuned one."""
+"""`appliance models`: list what there is, import, export and delete them."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import quote
 
 import typer
 
@@ -141,6 +142,19 @@ def _text_of(path: Path) -> str:
             f"{path} should be a chat template in UTF-8, but: {exc}",
             param="chat_template",
         ) from exc
+
+
+@app.command("delete")
+@with_settings(CONNECTION)
+def delete_model(
+    settings: Settings,
+    name: Annotated[str, typer.Argument(help="A fine-tuned model, or a base model.")],
+    json_path: JsonPath = None,
+) -> None:
+    """Delete a model with its files; of a fine-tuned one also its adapter and its job's copy of the data."""
+    with connect(settings) as client:
+        deleted = client.delete(f"/v1/models/{quote(name, safe='')}")
+    output.show(deleted, json_path, f"{name} is deleted")
 
 
 @app.command("export")

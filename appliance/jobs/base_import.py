@@ -1,8 +1,8 @@
 """Imports a base model: checked and rewritten by the import child, made servable by the release child.
 
 Making it servable takes its share of the device's memory, as a job's release does. The model appears in one
-step at the end: its directory by rename, then its row in the catalogue. A name keeps its meaning for ever,
-because adapters and releases refer to their base by it.
+step at the end: its directory by rename, then its row in the catalogue. A name keeps its meaning as long as
+the model is there, because adapters and releases refer to their base by it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ from appliance.records import BaseModel
 from appliance.settings import Settings
 from appliance.store.store import Store
 
+HOLDER = "import"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -64,7 +65,7 @@ async def import_base(
             param="name",
         )
     await asyncio.to_thread(store.catalog.check_base_name, spec.name)
-    with scratch.one_at_a_time(store, "import") as work:
+    with scratch.one_at_a_time(store, HOLDER) as work:
         imported = await stages.run(
             f"import of {spec.name}",
             programs.base_import,

@@ -16,6 +16,7 @@ import msgspec
 from appliance import durable
 from appliance.child_records import ReleaseSpec, Trained, TrainingResult, TrainingSpec
 from appliance.errors import NotFound, WrongState
+from appliance.jobs import deletion
 from appliance.records import BaseModel, GgufFile, Job, Plan, StoredFile
 from appliance.settings import Settings
 from appliance.store.store import Store
@@ -53,7 +54,9 @@ def discard_scratch(store: Store, job_id: str) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     # A directory of no job is one whose job could not be stored.
     with contextlib.suppress(NotFound):
-        if store.jobs.get(job_id).fine_tuned_model is None:
+        job = store.jobs.get(job_id)
+        deletion.remove_job_leftovers(store, job)
+        if job.fine_tuned_model is None:
             for model in (directory / "release").glob("*.gguf"):
                 model.unlink()
 

@@ -14,12 +14,11 @@ from sqlalchemy import Connection, delete, select, update
 
 from appliance.errors import InvalidInput, NotFound, WrongState
 from appliance.store import rows
-from appliance.store.catalog import no_such_model
+from appliance.store.catalog import VARIANT_SEPARATOR, no_such_model
 from appliance.store.database import Database
 from appliance.store.tables import aliases, base_models, releases
 
-# Between a model's name and which of its files: a quantization, or the adapter alone.
-SEPARATOR = "@"
+SEPARATOR = VARIANT_SEPARATOR
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, delete, select
+from sqlalchemy import Connection, delete, or_, select
 
 from appliance.errors import NotFound, WrongState
 from appliance.records import BaseModel, Release
 from appliance.store import rows
 from appliance.store.database import Database
-from appliance.store.tables import aliases, base_models, releases
+from appliance.store.tables import aliases, base_models, jobs, releases
+
+# Between a model's name and which of its files: a quantization, or the adapter alone.
+VARIANT_SEPARATOR = "@"
 
 
 class CatalogStore:
@@ -53,6 +56,28 @@ class CatalogStore:
             raise no_such_model(name)
         return found
 
+    def delete(self, name: str) -> BaseModel | Release:
+        """Forget a model that nothing depends on; returns what it was. Its files are the caller's matter.
+
+        Raises NotFound if there is none, WrongState (`model_in_use`) while an alias means it, a job that has
+        not ended builds on it, or, of a base model, while there are releases of it.
+        """
+        with self._database.transaction() as connection:
+            base = rows.find(connection, base_models, BaseModel, name=name)
+            found = base or rows.find(connection, releases, Release, name=name)
+            if found is None:
+                raise no_such_model(name)
+            if user := _user(connection, found):
+                raise WrongState(
+                    "model_in_use",
+                    f"a model that is deleted should be of no more use; {name!r} is, for {user}",
+                    param="model",
+                    next_step="delete that first, or let it end",
+                )
+            table = releases if base is None else base_models
+            connection.execute(delete(table).where(table.c.name == name))
+            return found
+
     def bases(self) -> list[BaseModel]:
         """Every base model, oldest first."""
         with self._database.reading() as connection:
@@ -64,6 +89,26 @@ class CatalogStore:
         with self._database.reading() as connection:
             found = connection.execute(select(releases).order_by(releases.c.position)).all()
         return [rows.to_record(row, Release) for row in found]
+
+
+def _user(connection: Connection, model: BaseModel | Release) -> str | None:
+    """What needs the model, in words."""
+    means = or_(
+        aliases.c.model == model.name,
+        aliases.c.model.startswith(model.name + VARIANT_SEPARATOR, autoescape=True),
+    )
+    if alias := connection.execute(select(aliases.c.name).where(means)).scalar():
+        return f"alias {alias!r}"
+    if isinstance(model, BaseModel):
+        made = select(releases.c.name).where(releases.c.base_model == model.name)
+        if release := connection.execute(made).scalar():
+            return f"its fine-tuned model {release!r}"
+    unfinished = select(jobs.c.id, jobs.c.plan).where(jobs.c.finished_at.is_(None))
+    for job_id, plan in connection.execute(unfinished):
+        adapter = None if isinstance(model, BaseModel) else model.adapter_directory
+        if plan["base_model"] == model.name or (adapter and plan["initial_adapter"] == adapter):
+            return f"job {job_id!r}"
+    return None
 
 
 def _refuse_name_of_alias(connection: Connection, name: str) -> None:

@@ -15,6 +15,7 @@ ROUTES = [
     ("DELETE", "/api/v1/aliases/{name}"),
     ("DELETE", "/api/v1/keys/{key_id}"),
     ("DELETE", "/v1/files/{file_id}"),
+    ("DELETE", "/v1/models/{name}"),
     ("GET", "/api/v1/aliases"),
     ("GET", "/api/v1/aliases/{name}"),
     ("GET", "/api/v1/hardware"),
@@ -42,7 +43,9 @@ ROUTES = [
 ADMIN_ONLY = [
     (method, path)
     for method, path in ROUTES
-    if path.startswith("/api/v1/keys") or (path.startswith("/api/v1/aliases") and method != "GET")
+    if path.startswith("/api/v1/keys")
+    or (path.startswith("/api/v1/aliases") and method != "GET")
+    or (method, path) == ("DELETE", "/v1/models/{name}")
 ]
 
 
@@ -70,7 +73,7 @@ def test_every_route_is_in_the_table(tmp_path):
         if not path.startswith("/schema") and method != "OPTIONS"
     }
     assert ours == set(ROUTES)
-    assert len(ROUTES) == 26
+    assert len(ROUTES) == 27
 
 
 @pytest.mark.parametrize("key", [None, "sk-wrong", "x" * 5000, "é"])
@@ -86,7 +89,7 @@ def test_no_route_but_one_answers_without_a_known_key(shared_daemon, tmp_path, k
             asked += 1
             error = error_of(client.request(method, filled), 401)
             assert error["code"] in ("missing_api_key", "invalid_api_key"), (method, path)
-    assert asked == 50
+    assert asked == 51
 
 
 def test_health_needs_no_key_and_tells_nothing(shared_daemon):
@@ -118,7 +121,7 @@ def test_key_of_an_app_works_everywhere_but_on_admin_routes(shared_daemon):
         for method, path in ADMIN_ONLY:
             answer = app.request(method, path.replace("{key_id}", made["id"]), json={"name": "x"})
             assert error_of(answer, 403)["code"] == "insufficient_permissions"
-        assert len(ADMIN_ONLY) == 5
+        assert len(ADMIN_ONLY) == 6
         ok(app.get("/api/v1/aliases"))
         ok(shared_daemon.http.delete(f"/api/v1/keys/{made['id']}"))
         error_of(app.get("/v1/models"), 401)

@@ -134,6 +134,16 @@ def test_aliases_are_set_listed_and_deleted(told, call):
     assert "line-3" not in [each["name"] for each in told("aliases", "list")]
 
 
+def test_a_model_that_something_is_made_of_is_not_deleted(told, call, shared_daemon):
+    job = shared_daemon.wait_for_job(shared_daemon.create_job()["id"], "succeeded")
+    model = job["fine_tuned_model"]
+    refused = call("models", "delete", BASE)
+    assert refused.returncode == 1
+    assert "model_in_use" in refused.stderr
+    assert told("models", "delete", model)["deleted"] is True
+    assert model not in [each["name"] for each in told("models", "list")["releases"]]
+
+
 def test_models_are_listed(told):
     assert BASE in [base["name"] for base in told("models", "list")["base_models"]]
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import msgspec
-from litestar import Controller, get
+from litestar import Controller, delete, get
+from litestar.status_codes import HTTP_200_OK
 
+from appliance.api import auth
+from appliance.api.openai.paging import Deleted
+from appliance.jobs import deletion
 from appliance.records import BaseModel, Release
+from appliance.serving.router import Router
 from appliance.store.aliases import Alias
 from appliance.store.store import Store
 
@@ -61,3 +66,15 @@ class ModelsController(Controller):
         name = name.removeprefix("/")
         alias = store.aliases.find(name)
         return to_wire(store.catalog.get(name)) if alias is None else alias_to_wire(alias)
+
+    @delete(
+        "/{name:path}",
+        operation_id="deleteModel",
+        status_code=HTTP_200_OK,
+        opt={auth.ADMIN: True},
+    )
+    async def delete(self, store: Store, router: Router, name: str) -> Deleted:
+        """Delete a model that nothing depends on, with all its files."""
+        name = name.removeprefix("/")
+        await deletion.delete(store, router.unload, name)
+        return Deleted(id=name, object="model")

@@ -1,0 +1,71 @@
+"""A model goes: out of the catalogue, out of memory, and its files from the disk.
+
+In that order: what is left of it when the power fails has no name any more, and is removed at the next start.
+Answers under way are cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from appliance.errors import Busy
+from appliance.jobs import scratch
+from appliance.jobs.base_import import HOLDER
+from appliance.records import BaseModel, Job, Release
+from appliance.store.store import Store
+
+logger = logging.getLogger(__name__)
+
+# Of a job's directory, what its model was made of and is: all but what the job's own record shows.
+_PARTS = ("release", "training", "data")
+
+
+async def delete(store: Store, unload: Callable[[Path], Awaitable[None]], name: str) -> None:
+    """Delete a base model, or a fine-tuned one with its adapter and the job's copy of its data.
+
+    Raises what `CatalogStore.delete` does.
+    """
+    model = await asyncio.to_thread(store.catalog.delete, name)
+    logger.info("model deleted", extra={"model": name})
+    for file in model.files:
+        await unload(store.directory / file.path)
+    await asyncio.to_thread(_remove_files, store, model)
+
+
+def remove_leftovers(store: Store) -> None:
+    """Of models that were deleted when the daemon was killed, and of imports that were; blocks."""
+    # Else one that is about to enter the catalogue would lose its files.
+    with contextlib.suppress(Busy), scratch.one_at_a_time(store, HOLDER):
+        known = {Path(base.directory).name for base in store.catalog.bases()}
+        for directory in store.base_models_directory.iterdir():
+            if directory.name not in known:
+                _remove(directory)
+
+
+def remove_job_leftovers(store: Store, job: Job) -> None:
+    """Of a job whose model was deleted; blocks."""
+    name = job.fine_tuned_model
+    if name is not None and store.catalog.find_release(name) is None:
+        _remove_parts(store, job.id)
+
+
+def _remove_files(store: Store, model: BaseModel | Release) -> None:
+    if isinstance(model, BaseModel):
+        _remove(store.directory / model.directory)
+    else:
+        _remove_parts(store, model.job_id)
+
+
+def _remove_parts(store: Store, job_id: str) -> None:
+    for part in _PARTS:
+        _remove(store.jobs_directory / job_id / part)
+
+
+def _remove(directory: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(directory)
