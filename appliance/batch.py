@@ -84,6 +84,9 @@ def run(main: Callable[[Path, Reporter], object]) -> None:
         if (directory / RESULT).exists():
             return
         (directory / ERROR).unlink(missing_ok=True)
+        # Of a predecessor that was killed while it wrote.
+        for torn in directory.glob(".*.tmp"):
+            torn.unlink()
         reporter = Reporter(directory)
         try:
             with durable.full_disk_as_error():

@@ -144,15 +144,17 @@ class ReleaseResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MergeSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """`spec.json` of the child that merges an adapter into its base's own files."""
+    """`spec.json` of the child that merges an adapter into its base's own files; `destination` is the new
+    directory for them, of which only the parent says when it is complete."""
 
     base_directory: str
     adapter_directory: str
+    destination: str
     threads: int
 
 
 class MergeResult(msgspec.Struct, frozen=True, kw_only=True):
-    """`result.json` of that child; the Hugging Face directory lies beside it in `merged/`."""
+    """`result.json` of that child."""
 
     merged_weights: int
 

@@ -31,18 +31,18 @@ def no_room(exc: BaseException) -> bool:
     return any(words in str(exc) for words in _RUST_NO_ROOM)
 
 
-def out_of_disk(found: str) -> OutOfDisk:
+def out_of_disk(found: str, where: str = "the state directory") -> OutOfDisk:
     """The one wording for a full disk."""
     return OutOfDisk(
         "out_of_disk",
-        f"the state directory should have room for what is written there, but: {found}",
+        f"{where} should have room for what is written there, but: {found}",
         next_step="free some space and try again",
     )
 
 
 @contextlib.contextmanager
-def full_disk_as_error() -> Iterator[None]:
-    """Raise OutOfDisk where the operating system finds no room; any other error passes."""
+def full_disk_as_error(where: str = "the state directory") -> Iterator[None]:
+    """Raise OutOfDisk where the operating system finds no room in `where`; any other error passes."""
     try:
         yield
     except ApplianceError:
@@ -50,7 +50,7 @@ def full_disk_as_error() -> Iterator[None]:
     except Exception as exc:
         if not no_room(exc):
             raise
-        raise out_of_disk(str(exc)) from exc
+        raise out_of_disk(str(exc), where) from exc
 
 
 def fsync_path(path: Path) -> None:

@@ -69,6 +69,8 @@ class ChatTemplate:
         environment.globals["strftime_now"] = _strftime_now
         environment.filters["tojson"] = _to_json
         self._special = {"bos_token": bos_token, "eos_token": eos_token}
+        self.tells_time = "strftime_now" in source
+        """Whether what it renders depends on the day."""
         try:
             self._template = environment.from_string(source)
         except Exception as exc:

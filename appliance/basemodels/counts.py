@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 # Of config.json ("num_hidden_layers", "n_routed_experts") and of a GGUF ("llama.block_count").
-_COUNT = re.compile(r"(n|num)_(\w+_)?(layers?|experts|blocks)|(\w+\.)?(block|expert)_count")
+_COUNT = re.compile(
+    r"(\w+_)?(n|num)_(\w+_)?(layers?|experts|blocks)|(encoder|decoder)_layers|([\w-]+\.)?(block|expert)_count"
+)
 
 
 def faults(described: Mapping[str, Any], tensors: int) -> Iterator[str]:

@@ -39,6 +39,13 @@ _LLAMA3 = (
 
 def convert(source: Path, header: GgufHeader, hf: Path, reporter: batch.Reporter) -> None:
     """Write config, weights and tokenizer of `source` into the empty directory `hf`."""
+    if (parts := header.metadata.get("split.count", 1)) != 1:
+        raise InvalidInput(
+            "split_gguf",
+            f"{source.name} should hold a whole model; it is one of {parts} parts",
+            next_step="put the parts together with `llama-gguf-split --merge`, or import the publisher's "
+            "safetensors directory",
+        )
     if faults := list(counts.faults(header.metadata, len(header.tensors))):
         raise InvalidInput(
             "invalid_gguf",

@@ -72,7 +72,14 @@ def _foreign_errors_as_refusal() -> Iterator[None]:
         raise
     except BaseException as exc:
         if durable.no_room(exc):
-            raise
+            # One that a library in Rust raises is no Exception, and would pass those who look for them.
+            raise durable.out_of_disk(str(exc)) from exc
+        if isinstance(exc, MemoryError) or "allocate memory" in str(exc):
+            raise InvalidInput(
+                "model_too_large",
+                f"the files should fit into the memory that an import may take, but: {exc}",
+                next_step="import a smaller model, or safetensors instead of a GGUF",
+            ) from exc
         traceback.print_exc()
         raise InvalidInput(
             "unreadable_model",

@@ -10,22 +10,44 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import msgspec
 
-from appliance.exports.provenance import Provenance
-from appliance.records import ReleaseFile
+from appliance.exports.provenance import Provenance, Written
+from appliance.records import Likeness
 
 
-def markdown(known: Provenance) -> str:
-    """The whole card."""
-    return "\n".join(_lines(known)) + "\n"
+def markdown(known: Provenance, files: Sequence[Written]) -> str:
+    """The whole card of an export that holds `files`."""
+    return "\n".join(_lines(known, files)) + "\n"
 
 
-def _lines(known: Provenance) -> Iterator[str]:
-    release, base, job = known.release, known.base, known.job
-    yield from ("---", f"base_model: {_quoted(base.name)}", f"license: {_quoted(base.licence)}")
-    yield from ("pipeline_tag: text-generation", "tags: [fine-tuned, lora, gguf]", "---", "")
-    yield from (f"# {_plain(release.name)}", "")
-    yield f"Fine-tuned from {_plain(base.name)} on the {_day(release.created_at)} by job {job.id}."
+def _lines(known: Provenance, files: Sequence[Written]) -> Iterator[str]:
+    yield from _head(known)
     yield from ("", "## Base model", "")
+    yield from _base(known)
+    yield from ("", "## Data", "")
+    yield from _data(known)
+    yield from ("", "## Training", "")
+    yield from _training(known)
+    yield from ("", "## Files", "")
+    yield from _files(files)
+    yield from ("", "## Software", "")
+    yield from _table(*sorted(known.versions.items()))
+    yield from ("", "## Not looked at", "")
+    yield "Quality on other tasks than the data's own; bias; safety; personal data among the rows."
+
+
+def _head(known: Provenance) -> Iterator[str]:
+    release, base = known.release, known.base
+    yield from ("---", f"base_model: {_quoted(base.name)}", f"license: {_quoted(base.licence)}")
+    yield from ("pipeline_tag: text-generation", "tags: [fine-tuned, lora]", "---", "")
+    yield from (f"# {_plain(release.name)}", "")
+    day = time.strftime("%Y-%m-%d", time.gmtime(release.created_at))
+    yield f"Fine-tuned from {_plain(base.name)} on the {day} by job {known.job.id}."
+    for earlier in known.earlier_jobs:
+        yield f"It goes on from {_plain(earlier.fine_tuned_model or '')}, made by job {earlier.id}."
+
+
+def _base(known: Provenance) -> Iterator[str]:
+    base = known.base
     yield from _table(
         ("name", base.name),
         ("source", base.source),
@@ -35,70 +57,71 @@ def _lines(known: Provenance) -> Iterator[str]:
         ("context length", f"{base.context_length:,} tokens"),
         ("SHA-256", base.sha256),
     )
-    yield from (
-        "",
-        "The licence is the base model's; what may be done with the data is not known here.",
-    )
-    yield from (
-        "",
-        "## Data",
-        "",
-        "| file | use | rows | bytes | SHA-256 |",
-        "|---|---|---|---|---|",
-    )
-    for each in known.data:
-        yield f"| {each.id} | {each.use} | {each.rows:,} | {each.bytes:,} | {each.sha256} |"
-    yield from ("", "## Training", "")
-    yield from _table(
-        ("technique", job.plan.technique),
-        ("seed", str(job.seed)),
-        *((name, str(value)) for name, value in _hyperparameters(known)),
-        ("trained tokens", f"{known.training.trained_tokens:,}"),
-        ("loss in training", f"{known.training.train_loss:.4f}"),
-        ("loss in validation", _loss(known.training.validation_loss)),
-        ("seconds", f"{known.training.seconds:.0f}"),
-    )
-    yield from ("", "## Files", "")
-    yield from _files(release.files)
-    yield from ("", "## Software", "")
-    yield from _table(*sorted(known.versions.items()))
-    yield from ("", "## Not looked at", "")
-    yield "Quality on other tasks than the data's own; bias; safety; personal data among the rows."
+    yield ""
+    yield "The licence is the base model's; what may be done with the data is not known here."
 
 
-def _files(files: Sequence[ReleaseFile]) -> Iterator[str]:
-    yield "Each was held against the model as it was trained; divergence is the mean, in nats a token."
-    yield from (
-        "",
-        "| type | bytes | in answers | in prompts | from base and adapter | equal answers |",
-    )
+def _data(known: Provenance) -> Iterator[str]:
+    yield "| file | job | use | rows | bytes | SHA-256 |"
     yield "|---|---|---|---|---|---|"
-    for file in files:
-        numbers = "not compared | | |"
-        if (found := file.parity) is not None:
-            numbers = (
-                f"{found.in_answers.mean_kl:.4f} | {found.in_prompts.mean_kl:.4f} | "
-                f"{found.unmerged.mean_kl:.4f} | {found.equal_answers} of {found.answers}"
-            )
-        yield f"| {file.quantization} | {file.bytes:,} | {numbers} |"
+    for each in known.data:
+        facts = "no longer here | | |"
+        if each.sha256 is not None:
+            facts = f"{each.rows:,} | {each.bytes:,} | {each.sha256} |"
+        yield f"| {each.id} | {each.job_id} | {each.use} | {facts}"
+
+
+def _training(known: Provenance) -> Iterator[str]:
+    training = known.training
+    held_out = training.validation_loss
+    yield from _table(
+        ("technique", known.job.plan.technique),
+        ("seed", str(known.job.seed)),
+        *((name, str(value)) for name, value in _hyperparameters(known)),
+        ("trained tokens", f"{training.trained_tokens:,}"),
+        ("loss in training", f"{training.train_loss:.4f}"),
+        (
+            "loss in validation",
+            "no rows were held out" if held_out is None else f"{held_out:.4f}",
+        ),
+        ("seconds", f"{training.seconds:.0f}"),
+    )
 
 
 def _hyperparameters(known: Provenance) -> Iterable[tuple[str, object]]:
     return msgspec.to_builtins(known.job.plan.hyperparameters).items()  # type: ignore[no-any-return]
 
 
+def _files(files: Sequence[Written]) -> Iterator[str]:
+    yield from ("| file | bytes | SHA-256 |", "|---|---|---|")
+    for each in files:
+        yield f"| {_plain(each.name)} | {each.bytes:,} | {each.sha256} |"
+    yield ""
+    compared = [
+        (each.name, each.released.parity)
+        for each in files
+        if each.released and each.released.parity
+    ]
+    if not compared:
+        yield "None of these files was compared with the model as it was trained."
+        return
+    yield "Compared with the model as it was trained; divergence is the mean, in nats a token."
+    yield from ("", "| file | in answers | in prompts | from base and adapter | equal answers |")
+    yield "|---|---|---|---|---|"
+    for name, found in compared:
+        numbers = map(_divergence, (found.in_answers, found.in_prompts, found.unmerged))
+        equal = f"{found.equal_answers} of {found.answers}"
+        yield f"| {_plain(name)} | {' | '.join(numbers)} | {equal} |"
+
+
+def _divergence(found: Likeness) -> str:
+    return f"{found.mean_kl:.4f}" if found.positions else "not compared"
+
+
 def _table(*rows: tuple[str, str]) -> Iterator[str]:
     yield from ("| | |", "|---|---|")
     for name, value in rows:
         yield f"| {_plain(name)} | {_plain(value)} |"
-
-
-def _loss(value: float | None) -> str:
-    return "no rows were held out" if value is None else f"{value:.4f}"
-
-
-def _day(seconds: int) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(seconds))
 
 
 def _quoted(text: str) -> str:

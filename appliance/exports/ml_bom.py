@@ -1,34 +1,33 @@
 """The bill of materials of a model: CycloneDX 1.6, machine-learning profile, as JSON.
 
-Specification: https://cyclonedx.org/docs/1.6/json/. The same model gives the same document.
+Specification: https://cyclonedx.org/docs/1.6/json/. The same files give the same document.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
-from appliance.exports.provenance import DataUsed, Provenance
-from appliance.records import GgufFile, ReleaseFile
+from appliance.exports.provenance import DataUsed, Provenance, Written
+from appliance.records import Job
 
 _NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, "urn:finetuning-appliance:release")
 _MODEL, _BASE = "model", "base-model"
 
 
-def document(known: Provenance) -> dict[str, Any]:
-    """Ready to be encoded."""
+def document(known: Provenance, files: Sequence[Written]) -> dict[str, Any]:
+    """Of an export that holds `files`; ready to be encoded."""
     release = known.release
-    components = [_base(known), *map(_data, known.data), *map(_file, release.files)]
-    if release.adapter_file is not None:
-        components.append(_file_component("adapter", "adapter.gguf", release.adapter_file, []))
+    components = [_base(known), *map(_data, known.data), *map(_file, files)]
     components += [_software(name, version) for name, version in sorted(known.versions.items())]
     return {
         "bomFormat": "CycloneDX",
         "specVersion": "1.6",
-        "serialNumber": uuid.uuid5(_NAMESPACE, release.files[0].sha256).urn,
+        "serialNumber": uuid.uuid5(_NAMESPACE, " ".join(each.sha256 for each in files)).urn,
         "version": 1,
         "metadata": {
             "timestamp": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(release.created_at)),
@@ -50,7 +49,12 @@ def _model(known: Provenance) -> dict[str, Any]:
         "name": known.release.name,
         "version": known.release.job_id,
         "licenses": [{"license": {"name": known.base.licence}}],
-        "pedigree": {"ancestors": [_base(known, ref=f"{_BASE}-ancestor")]},
+        "pedigree": {
+            "ancestors": [
+                *map(_earlier, known.earlier_jobs),
+                _base(known, ref=f"{_BASE}-ancestor"),
+            ]
+        },
         "modelCard": {
             "modelParameters": {
                 "approach": {"type": "supervised"},
@@ -70,6 +74,15 @@ def _model(known: Provenance) -> dict[str, Any]:
                 **{f"hyperparameter:{name}": value for name, value in hyperparameters.items()},
             }
         ),
+    }
+
+
+def _earlier(job: Job) -> dict[str, Any]:
+    return {
+        "type": "machine-learning-model",
+        "bom-ref": f"earlier-{job.id}",
+        "name": job.fine_tuned_model or job.id,
+        "version": job.id,
     }
 
 
@@ -94,44 +107,38 @@ def _base(known: Provenance, ref: str = _BASE) -> dict[str, Any]:
 
 
 def _data(used: DataUsed) -> dict[str, Any]:
-    return {
+    component: dict[str, Any] = {
         "type": "data",
-        "bom-ref": f"data-{used.use}",
+        "bom-ref": f"data-{used.job_id}-{used.use}",
         "name": used.id,
-        "hashes": [{"alg": "SHA-256", "content": used.sha256}],
         "data": [{"type": "dataset", "name": used.use}],
+    }
+    if used.sha256 is None:
+        return {**component, "description": "of a model that was deleted; no longer here"}
+    return {
+        **component,
+        "hashes": [{"alg": "SHA-256", "content": used.sha256}],
         "properties": _properties({"rows": used.rows, "bytes": used.bytes}),
     }
 
 
-def _file(file: ReleaseFile) -> dict[str, Any]:
-    found = file.parity
-    properties = (
-        []
-        if found is None
-        else _properties(
-            {
-                "divergence-in-answers": found.in_answers.mean_kl,
-                "divergence-in-prompts": found.in_prompts.mean_kl,
-                "divergence-from-unmerged": found.unmerged.mean_kl,
-                "answers": found.answers,
-                "equal-answers": found.equal_answers,
-            }
-        )
-    )
-    name = f"model-{file.quantization}.gguf"
-    return _file_component(f"file-{file.quantization}", name, file, properties)
-
-
-def _file_component(
-    ref: str, name: str, file: GgufFile, properties: list[dict[str, str]]
-) -> dict[str, Any]:
+def _file(file: Written) -> dict[str, Any]:
+    properties: dict[str, object] = {"bytes": file.bytes}
+    if file.released is not None and (found := file.released.parity) is not None:
+        properties |= {
+            "divergence-in-answers": found.in_answers.mean_kl,
+            "divergence-in-prompts": found.in_prompts.mean_kl,
+            "answers": found.answers,
+            "equal-answers": found.equal_answers,
+        }
+        if found.unmerged.positions:
+            properties["divergence-from-unmerged"] = found.unmerged.mean_kl
     return {
         "type": "file",
-        "bom-ref": ref,
-        "name": name,
+        "bom-ref": f"file-{file.name}",
+        "name": file.name,
         "hashes": [{"alg": "SHA-256", "content": file.sha256}],
-        "properties": [*_properties({"bytes": file.bytes}), *properties],
+        "properties": _properties(properties),
     }
 
 
@@ -141,7 +148,6 @@ def _software(name: str, version: str) -> dict[str, Any]:
         "bom-ref": f"software-{name}",
         "name": name,
         "version": version,
-        "purl": f"pkg:pypi/{name}@{version}",
     }
 
 

@@ -37,7 +37,9 @@ class _Frames(NamedTuple):
         return "".join([*parts, self.generation])
 
 
-def modelfile(gguf_name: str, template: ChatTemplate, stops: Sequence[str], licence: str) -> str:
+def modelfile(
+    gguf_name: str, template: ChatTemplate | None, stops: Sequence[str], licence: str
+) -> str:
     """The whole file; `stops` are the texts of the tokens that end an answer.
 
     `template` has to leave away a beginning that the GGUF lets its reader add (BOS).
@@ -55,8 +57,10 @@ def modelfile(gguf_name: str, template: ChatTemplate, stops: Sequence[str], lice
     return "\n".join(lines) + "\n"
 
 
-def _frames(template: ChatTemplate) -> _Frames | None:
+def _frames(template: ChatTemplate | None) -> _Frames | None:
     """None unless the template is of this kind: fixed texts around each message, whatever came before."""
+    if template is None or template.tells_time:
+        return None
     try:
         frames = _found(template)
         if any(

@@ -23,16 +23,18 @@ from appliance.child_records import (
 )
 from appliance.errors import InvalidInput, WrongState
 from appliance.exports import card, ml_bom, modelfile
-from appliance.exports.provenance import DataUsed, Provenance
+from appliance.exports.provenance import DataUsed, Provenance, Written
 from appliance.gguf_header import GgufHeader
 from appliance.hardware.lease import Ledger
 from appliance.jobs import scratch, specs, stages
 from appliance.prompts import ChatTemplate
-from appliance.records import BaseModel, ExportForm, Release
+from appliance.records import BaseModel, ExportForm, Job, Release
 from appliance.settings import Settings
 from appliance.store.store import Store
 
 HOLDER = "export"
+MERGED = "merged"
+_CARD = "README.md"
 OnProgress = Callable[[list[Progress]], None]
 
 
@@ -60,14 +62,17 @@ async def export(
         )
     known = await asyncio.to_thread(provenance, store, release)
     incoming = destination.with_name(f".{destination.name}.incoming")
-    with durable.full_disk_as_error(), scratch.one_at_a_time(store, HOLDER) as work:
+    with (
+        durable.full_disk_as_error(str(destination.parent)),
+        scratch.one_at_a_time(store, HOLDER) as work,
+    ):
         shutil.rmtree(incoming, ignore_errors=True)
         try:
             _check_space(store, known, destination.parent, forms)
             incoming.mkdir()
             if ExportForm.MERGED in forms:
-                merged = await _merge(store, settings, ledger, programs, known, work, on_progress)
-                await asyncio.to_thread(shutil.copytree, merged, incoming / "merged")
+                into = incoming / MERGED
+                await _merge(store, settings, ledger, programs, known, into, work, on_progress)
             await asyncio.to_thread(_fill, store, known, incoming, forms, on_progress)
             await asyncio.to_thread(durable.publish_directory, incoming, destination)
         finally:
@@ -78,6 +83,7 @@ async def export(
 def provenance(store: Store, release: Release) -> Provenance:
     """Everything that is known of how `release` came about."""
     job = store.jobs.get(release.job_id)
+    earlier = tuple(_earlier_jobs(store, job))
     directory = store.jobs_directory / job.id
     training = durable.read_json(directory / "training" / "result.json", TrainingResult)
     released = durable.read_json(directory / "release" / "result.json", ReleaseResult)
@@ -85,29 +91,37 @@ def provenance(store: Store, release: Release) -> Provenance:
         release=release,
         base=store.catalog.get_base(release.base_model),
         job=job,
-        data=tuple(
-            _data(directory / "data" / file_name, file_id, use)
-            for file_name, file_id, use in (
-                (specs.TRAIN_FILE, job.training_file, "training"),
-                (specs.VALIDATION_FILE, job.validation_file, "validation"),
-            )
-            if file_id is not None
-        ),
+        earlier_jobs=earlier,
+        data=tuple(used for each in (job, *earlier) for used in _data(store, each)),
         training=training,
         versions={**training.versions, **released.versions},
     )
 
 
-def _data(path: Path, file_id: str, use: str) -> DataUsed:
-    with path.open("rb") as file:
-        rows = sum(1 for line in file if line.strip())
-    return DataUsed(
-        id=file_id,
-        use=use,
-        bytes=path.stat().st_size,
-        rows=rows,
-        sha256=durable.sha256_of(path),
-    )
+def _earlier_jobs(store: Store, job: Job) -> Iterator[Job]:
+    """Those whose adapter it went on from, the nearest first."""
+    while (adapter := job.plan.initial_adapter) is not None:
+        job = store.jobs.get(specs.job_of_adapter(adapter))
+        yield job
+
+
+def _data(store: Store, job: Job) -> Iterator[DataUsed]:
+    for file_name, file_id, use in (
+        (specs.TRAIN_FILE, job.training_file, "training"),
+        (specs.VALIDATION_FILE, job.validation_file, "validation"),
+    ):
+        path = store.jobs_directory / job.id / "data" / file_name
+        if file_id is None:
+            continue
+        used = DataUsed(id=file_id, job_id=job.id, use=use)
+        if path.exists():
+            with path.open("rb") as file:
+                rows = sum(1 for line in file if line.strip())
+            digest = durable.sha256_of(path)
+            used = msgspec.structs.replace(
+                used, bytes=path.stat().st_size, rows=rows, sha256=digest
+            )
+        yield used
 
 
 def _release(store: Store, name: str) -> Release:
@@ -132,7 +146,8 @@ def _check_space(
     available = shutil.disk_usage(directory).free
     if needed > available:
         raise durable.out_of_disk(
-            f"{directory} should have room for {needed / 2**30:.2f} GiB; it has {available / 2**30:.2f}"
+            f"that is {needed / 2**30:.2f} GiB, and it has {available / 2**30:.2f} GiB",
+            str(directory),
         )
 
 
@@ -150,15 +165,37 @@ def _fill(
         shutil.copyfile(source, target)
     if ExportForm.GGUF in forms:
         (incoming / "Modelfile").write_text(_modelfile(store, known), encoding="utf-8")
-    (incoming / "README.md").write_text(card.markdown(known), encoding="utf-8")
-    bom = msgspec.json.format(msgspec.json.encode(ml_bom.document(known)), indent=2)
+    if (base_card := incoming / MERGED / _CARD).exists():
+        # Who opens the directory should read of this model.
+        base_card.rename(base_card.with_name("BASE_README.md"))
+    _write_documents(known, incoming)
+
+
+def _write_documents(known: Provenance, incoming: Path) -> None:
+    """Of everything that is there by now."""
+    released = {f"model-{file.quantization}.gguf": file for file in known.release.files}
+    files = [
+        Written(
+            name=name,
+            bytes=path.stat().st_size,
+            sha256=durable.sha256_of(path),
+            released=released.get(name),
+        )
+        for name, path in _files(incoming)
+    ]
+    text = card.markdown(known, files)
+    for directory in (incoming, incoming / MERGED):
+        if directory.exists():
+            (directory / _CARD).write_text(text, encoding="utf-8")
+    bom = msgspec.json.format(msgspec.json.encode(ml_bom.document(known, files)), indent=2)
     (incoming / "mlbom.cdx.json").write_bytes(bom + b"\n")
-    sums = "".join(
-        f"{durable.sha256_of(path)}  {path.relative_to(incoming)}\n"
-        for path in sorted(incoming.rglob("*"))
-        if path.is_file()
-    )
-    (incoming / "SHA256SUMS").write_text(sums, encoding="utf-8")
+    sums = [f"{durable.sha256_of(path)}  {name}\n" for name, path in _files(incoming)]
+    (incoming / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
+
+
+def _files(directory: Path) -> list[tuple[str, Path]]:
+    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    return [(str(path.relative_to(directory)), path) for path in paths]
 
 
 def _copies(
@@ -182,12 +219,14 @@ async def _merge(
     ledger: Ledger,
     programs: Programs,
     known: Provenance,
+    destination: Path,
     work: Path,
     on_progress: OnProgress,
-) -> Path:
+) -> None:
     spec = MergeSpec(
         base_directory=str(_base_directory(store, known)),
         adapter_directory=str(store.directory / known.release.adapter_directory),
+        destination=str(destination),
         threads=settings.thread_count,
     )
     with ledger.grant(HOLDER, "release", known.job.plan.release_bytes or 0) as lease:
@@ -201,7 +240,6 @@ async def _merge(
             stall_timeout_seconds=settings.stall_timeout_seconds,
             pass_fds=(lease.descriptor,),
         )
-    return work / "merge" / "merged"
 
 
 def _base_directory(store: Store, known: Provenance) -> Path:
@@ -220,20 +258,20 @@ def _modelfile(store: Store, known: Provenance) -> str:
     )
 
 
-def _chat_template(header: GgufHeader) -> ChatTemplate:
-    """As it stands in the file, with the beginning that its reader does not add by itself."""
+def _chat_template(header: GgufHeader) -> ChatTemplate | None:
+    """As it stands in the file, with the beginning that its reader does not add by itself; None where it is
+    not known whether it does."""
     metadata = header.metadata
+    source = metadata["tokenizer.chat_template"]
+    # Where the file says nothing, llama.cpp decides by the kind of vocabulary (src/llama-vocab.cpp).
+    is_sentencepiece = metadata["tokenizer.ggml.model"] == "llama"
+    adds_bos = metadata.get("tokenizer.ggml.add_bos_token", True if is_sentencepiece else None)
+    if adds_bos is None and "bos_token" in source:
+        return None
 
     def token(which: str) -> str:
         token_id = metadata.get(f"tokenizer.ggml.{which}_token_id")
         return "" if token_id is None else str(metadata["tokenizer.ggml.tokens"][token_id])
 
-    # llama.cpp's default, where the file says nothing (src/llama-vocab.cpp).
-    adds_bos = metadata.get(
-        "tokenizer.ggml.add_bos_token", metadata["tokenizer.ggml.model"] == "llama"
-    )
-    return ChatTemplate(
-        metadata["tokenizer.chat_template"],
-        bos_token="" if adds_bos else token("bos"),
-        eos_token=token("eos"),
-    )
+    bos_token = "" if adds_bos else token("bos")
+    return ChatTemplate(source, bos_token=bos_token, eos_token=token("eos"))

@@ -136,6 +136,11 @@ def adapter_directory(job: Job) -> str:
     return f"jobs/{job.id}/training/adapter"
 
 
+def job_of_adapter(directory: str) -> str:
+    """The reverse of `adapter_directory`."""
+    return Path(directory).parts[1]
+
+
 def relative(store: Store, file: F) -> F:
     """The same file with its path relative to the state directory."""
     path = Path(file.path).relative_to(store.directory)

@@ -19,12 +19,9 @@ from appliance.errors import ChildFailed
 from appliance.release import adapter
 from appliance.release.adapter import LoraPair
 
-MERGED = "merged"
-_PARTIAL = "merged.partial"
-
 
 def merge(directory: Path, reporter: batch.Reporter) -> MergeResult:
-    """Make `merged/` in `directory` as its `spec.json` says.
+    """Make what `spec.json` in `directory` asks for.
 
     Raises ChildFailed (`release_check_failed`) unless each LoRA pair found its weight, of its shape, and
     left it finite.
@@ -32,20 +29,18 @@ def merge(directory: Path, reporter: batch.Reporter) -> MergeResult:
     spec = durable.read_json(directory / batch.SPEC, MergeSpec)
     torch.set_num_threads(spec.threads)
     base, pairs = Path(spec.base_directory), adapter.read(Path(spec.adapter_directory))
-    partial = directory / _PARTIAL
-    for leftover in (partial, directory / MERGED):
-        shutil.rmtree(leftover, ignore_errors=True)
-    partial.mkdir()
+    destination = Path(spec.destination)
+    shutil.rmtree(destination, ignore_errors=True)
+    destination.mkdir()
     left = dict(pairs)
     for path in sorted(base.iterdir()):
-        copied = partial / path.name
+        copied = destination / path.name
         shutil.copyfile(path, copied)
         reporter.report(f"copied:{path.name}", f"copied {path.name}")
         if path.suffix == ".safetensors":
             _merge_into(copied, path, left, reporter)
     if left:
         raise _failed(f"{next(iter(left))} should be a weight of the base model; it has none")
-    durable.publish_directory(partial, directory / MERGED)
     return MergeResult(merged_weights=len(pairs))
 
 

@@ -44,9 +44,9 @@ def attach_fresh(model: Any, hyperparameters: Hyperparameters) -> PeftModel:
 
 
 def _refuse_experts(model: Any) -> None:
-    """PEFT adapts experts that lie in one tensor by itself, asked or not; no release could merge that."""
-    fused = (n for n, each in model.named_parameters() if "experts" in n and each.ndim > 2)
-    if (first := next(fused, None)) is not None:
+    """Where experts lie in one tensor, PEFT adapts them by itself, asked or not; no release merges that."""
+    experts = (name for name, _ in model.named_parameters() if ".experts." in name)
+    if (first := next(experts, None)) is not None:
         raise ChildFailed(
             "experts_not_supported",
             f"the base model should have no mixture of experts; it has {first}, and an adapter on that "

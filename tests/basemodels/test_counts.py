@@ -18,6 +18,9 @@ from appliance.basemodels import counts
         "num_nextn_predict_layers",
         "llama.block_count",
         "qwen3moe.expert_count",
+        "gpt-oss.block_count",
+        "decoder_layers",
+        "moe_num_experts",
     ],
 )
 def test_a_number_of_parts_is_held_against_the_tensors(key: str) -> None:

@@ -296,6 +296,20 @@ class TestGguf:
         assert failure.code == "invalid_gguf"
         assert "llama.block_count should be at most 0" in failure.message
 
+    def test_a_part_of_a_model_is_called_one(self, tmp_path: Path) -> None:
+        import gguf
+
+        source = tmp_path / "model-00001-of-00003.gguf"
+        writer = gguf.GGUFWriter(source, "llama")
+        writer.add_block_count(32)
+        writer.add_uint16("split.count", 3)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.close()
+        failure = refusal_of(source, tmp_path / "import")
+        assert failure.code == "split_gguf"
+        assert "one of 3 parts" in failure.message
+
     @pytest.mark.slow
     @pytest.mark.parametrize("name", ["smollm", "llama-bpe"])
     def test_pre_tokenizer_splits_as_llama_cpp_does(

@@ -14,6 +14,7 @@ import collections
 import json
 import os
 import random
+import re
 import select
 import shutil
 import subprocess
@@ -37,7 +38,7 @@ REFUSALS = {
     *("incomplete_model", "invalid_gguf", "invalid_template", "invalid_tokenizer"),
     *("no_chat_template", "no_context_length", "no_end_of_turn", "template_refused"),
     *("template_too_large", "tokenizer_differs", "two_chat_templates", "unreadable_gguf"),
-    *("unreadable_model", "unsafe_model_directory"),
+    *("unreadable_model", "unsafe_model_directory", "split_gguf"),
 }
 
 
@@ -195,7 +196,10 @@ def run(
                     if outcome != "imported" and outcome not in REFUSALS:
                         _keep(source, findings / f"{seed}-{number}-{outcome}")
                     if daemon and number % daemon_every == 0:
-                        outcomes[f"beside:{_import_beside(daemon, source, number)}"] += 1
+                        beside = _import_beside(daemon, source, number)
+                        outcomes[
+                            "beside:the same" if beside == outcome else f"beside:{beside}"
+                        ] += 1
                     _remove(source)
                     if (number + 1) % PROGRESS_EVERY == 0:
                         print(number + 1, dict(outcomes), flush=True)
@@ -218,7 +222,9 @@ def _import_beside(daemon: RealDaemon, source: Path, number: int) -> str:
     )
     assert daemon.http.get("/healthz").is_success
     os.kill(daemon.pid, 0)  # Still the process that was started.
-    return "imported" if done.returncode == 0 else f"refused:{done.returncode}"
+    # What the command says when it refuses: "appliance: CODE: why".
+    refused = re.search(r"^appliance: (\w+): ", done.stderr, re.MULTILINE)
+    return "imported" if done.returncode == 0 else refused[1] if refused else "no word"
 
 
 def _keep(source: Path, kept: Path) -> None:
@@ -240,7 +246,7 @@ def bad(outcomes: collections.Counter[str]) -> dict[str, int]:
     return {
         name: count
         for name, count in outcomes.items()
-        if name not in {"imported", "beside:imported", "beside:refused:1", *REFUSALS}
+        if name not in {"imported", "beside:the same", *REFUSALS}
     }
 
 

@@ -7,10 +7,9 @@ from typing import Any
 import msgspec
 
 from appliance.child_records import TrainingResult
-from appliance.exports.provenance import DataUsed, Provenance
+from appliance.exports.provenance import DataUsed, Provenance, Written
 from appliance.records import (
     BaseModel,
-    GgufFile,
     Hyperparameters,
     Job,
     JobStatus,
@@ -106,7 +105,6 @@ def provenance(**changes: Any) -> Provenance:
         base_model=base.name,
         adapter_directory="jobs/ftjob-abc/training/adapter",
         files=files,
-        adapter_file=GgufFile(path="jobs/ftjob-abc/release/adapter.gguf", bytes=9, sha256="a" * 64),
     )
     training = TrainingResult(
         steps=30,
@@ -117,13 +115,40 @@ def provenance(**changes: Any) -> Provenance:
         seconds=61.0,
         end_of_turn_token_id=2,
     )
-    data = DataUsed(id="file-1", use="training", bytes=4000, rows=120, sha256="d" * 64)
+    data = DataUsed(
+        id="file-1", job_id=job.id, use="training", bytes=4000, rows=120, sha256="d" * 64
+    )
     known = Provenance(
         release=release,
         base=base,
         job=job,
+        earlier_jobs=(),
         data=(data,),
         training=training,
         versions={"torch": "2.13.0", "peft": "0.21.2"},
     )
     return msgspec.structs.replace(known, **changes)
+
+
+def written(known: Provenance) -> list[Written]:
+    """The release's files and its adapter."""
+    found = [
+        Written(
+            name=f"model-{file.quantization}.gguf",
+            bytes=file.bytes,
+            sha256=file.sha256,
+            released=file,
+        )
+        for file in known.release.files
+    ]
+    return [Written(name="adapter.gguf", bytes=9, sha256="a" * 64), *found]
+
+
+def continued() -> Provenance:
+    """One that goes on from an earlier model, which was deleted since."""
+    known = provenance()
+    earlier = msgspec.structs.replace(
+        known.job, id="ftjob-old", fine_tuned_model="ft:tiny-base::old"
+    )
+    used = DataUsed(id="file-0", job_id=earlier.id, use="training")
+    return provenance(earlier_jobs=(earlier,), data=(*known.data, used))

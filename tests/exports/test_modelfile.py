@@ -69,6 +69,8 @@ def test_a_beginning_that_the_reader_does_not_add_is_written_once() -> None:
         CHATML.replace("<|im_start|>", "{{ '{{' }}"),
         CHATML.replace("<|im_start|>", '"""'),
         "{{ messages[-1].content }}",
+        # Today's date would stand there for ever.
+        "Today is {{ strftime_now('%Y-%m-%d') }}.\n" + CHATML,
     ],
 )
 def test_what_has_no_equal_is_said_and_not_guessed(source: str) -> None:

@@ -19,7 +19,7 @@ from appliance.jobs import export
 from appliance.records import ExportForm
 from appliance.settings import CHECKOUT, Settings
 from appliance.store.store import Store
-from tests.daemon_process import BASE, DaemonProcess
+from tests.daemon_process import BASE, DaemonProcess, ok
 from tests.exports.test_modelfile import CHATML
 from tests.fakes import PROGRAMS
 from tests.test_gguf_header import pair, string
@@ -95,7 +95,10 @@ def test_files_documents_and_digests_are_there(store: Store, tmp_path: Path) -> 
     data = next(each for each in bom["components"] if each["type"] == "data")
     staged = store.jobs_directory / release.job_id / "data" / "train.jsonl"
     assert data["hashes"][0]["content"] == durable.sha256_of(staged)
-    assert f"| {data['name']} | training | 12 |" in (written / "README.md").read_text()
+    assert (
+        f"| {data['name']} | {release.job_id} | training | 12 |"
+        in (written / "README.md").read_text()
+    )
     assert {each.name for each in tmp_path.iterdir()} >= {"out"}
     assert not list(tmp_path.glob(".out*"))
 
@@ -122,7 +125,7 @@ def test_what_cannot_be_exported_is_told(
         take(store, tmp_path / "full", GGUF)
     usage = shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(OutOfDisk, match="should have room for"):
+    with pytest.raises(OutOfDisk, match=f"{tmp_path} should have room for"):
         take(store, tmp_path / "out", GGUF)
     assert not (tmp_path / "out").exists()
 
@@ -134,3 +137,23 @@ def test_an_adapter_that_cannot_be_merged_leaves_nothing(store: Store, tmp_path:
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob(".out*"))
     assert store.catalog.releases()
+
+
+def test_a_model_that_goes_on_from_another_tells_of_both(daemon: DaemonProcess) -> None:
+    first = daemon.wait_for_job(daemon.create_job()["id"])
+    second = daemon.wait_for_job(daemon.create_job(model=first["fine_tuned_model"])["id"])
+    third = daemon.wait_for_job(daemon.create_job(model=second["fine_tuned_model"])["id"])
+    assert third["status"] == "succeeded"
+    ok(daemon.http.delete(f"/v1/models/{first['fine_tuned_model']}"))
+    daemon.stop()
+    store = Store(daemon.state_dir)
+    release = store.catalog.find_release(third["fine_tuned_model"])
+    assert release is not None
+    known = export.provenance(store, release)
+    store.close()
+    assert [job.id for job in known.earlier_jobs] == [second["id"], first["id"]]
+    assert [(used.job_id, used.sha256 is None) for used in known.data] == [
+        (third["id"], False),
+        (second["id"], False),
+        (first["id"], True),
+    ]

@@ -21,14 +21,18 @@ pytestmark = [
 ]
 
 
-def spec(base: Path, adapter: Path) -> dict[str, Any]:
-    return {"base_directory": str(base), "adapter_directory": str(adapter), "threads": 2}
+def spec(base: Path, adapter: Path, job: Path) -> dict[str, Any]:
+    return {
+        "base_directory": str(base),
+        "adapter_directory": str(adapter),
+        "destination": str(job.with_name("merged")),
+        "threads": 2,
+    }
 
 
 def refusal_of(directory: Path, base: Path, adapter: Path) -> Failure:
-    done = run_child("appliance.release.merge", directory, spec(base, adapter))
+    done = run_child("appliance.release.merge", directory, spec(base, adapter, directory))
     assert done.returncode == 1, done.stderr
-    assert not (directory / "merged").exists()
     return durable.read_json(directory / "error.json", Failure)
 
 
@@ -46,11 +50,13 @@ def test_weights_are_those_that_peft_merges_bit_by_bit(
     model.save_pretrained(base, max_shard_size="100KB")
     assert len(list(base.glob("*.safetensors"))) > 2
     adapter = make_adapter(base, tmp_path / "adapter", use_rslora=True)
-    done = run_child("appliance.release.merge", tmp_path / "job", spec(base, adapter))
+    done = run_child(
+        "appliance.release.merge", tmp_path / "job", spec(base, adapter, tmp_path / "job")
+    )
     assert done.returncode == 0, done.stderr
     result = durable.read_json(tmp_path / "job" / "result.json", MergeResult)
     assert result.merged_weights == 14
-    merged = tmp_path / "job" / "merged"
+    merged = tmp_path / "merged"
     assert {path.name for path in merged.iterdir()} == {path.name for path in base.iterdir()}
 
     found = AutoModelForCausalLM.from_pretrained(merged, dtype="auto").state_dict()
