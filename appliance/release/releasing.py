@@ -180,6 +180,14 @@ def _fine_tuned(
             parity.describe(found, quantization, behaviour, beside),
             data=msgspec.to_builtins(found),
         )
+        if parity.blames_adapter(found, quantization, beside):
+            reporter.report(
+                f"adapter:{quantization}",
+                "The release does as trained, and base and adapter side by side do not: llama.cpp applies "
+                "adapters to this architecture in part only. There will be none to attach",
+                level="warn",
+            )
+            (work / ADAPTER_FILE).unlink(missing_ok=True)
         made[quantization] = _Made(path, found)
     return made
 

@@ -1,4 +1,4 @@
-"""What base and adapter do side by side, unmerged, as llama.cpp runs them.
+"""What base and adapter do side by side, unmerged, as llama.cpp runs them, and what the base does alone.
 
 A release is held against this besides what was trained, since there is no base in NF4 in it: what merging
 does wrong shows here, whatever precision the training left. Judges nothing.
@@ -10,19 +10,30 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from appliance import gguf_header
 from appliance.child_records import Likely, TrainedAnswer
 from appliance.errors import ChildFailed
 from appliance.records import Quantization
-from appliance.release.likeness import log_softmax, most_likely
+from appliance.release.likeness import divergence, log_softmax, most_likely
 from appliance.release.llamacpp import FILE_TYPES, Model
 
 
+class Prompt(NamedTuple):
+    """At each of a prompt's last places: the most likely tokens with the adapter, and how likely the base
+    alone finds those [places, tokens], in logarithms."""
+
+    likely: tuple[Likely, ...]
+    alone: np.ndarray
+
+
 class Unmerged(NamedTuple):
-    """The base's type, and of each answer the most likely tokens at each of its places."""
+    """The base's type; its prompts, one of each answer; and their mean divergence from the trained model."""
 
     base_quantization: Quantization
-    likely: list[tuple[Likely, ...]]
+    prompts: list[Prompt]
+    kl_to_trained: float
 
 
 def of(
@@ -33,15 +44,20 @@ def of(
     threads: int,
     alive: Callable[[], None],
 ) -> Unmerged:
-    """Ask base and adapter at the very places that `answers` tell likelihoods of."""
-    found = []
+    """Ask at those places of the prompts that `answers` tell likelihoods of."""
+    prompts: list[Prompt] = []
+    divergences: list[float] = []
     with Model(base_file, threads=threads, adapter=adapter_file) as model:
         for each in answers:
-            tokens = [*each.prompt, *each.answer]
-            rows = log_softmax(model.logits(tokens[:-1], len(each.likely)))
-            found.append(tuple(most_likely(row, len(each.likely[0])) for row in rows))
+            places = len(each.likely) - len(each.answer)
+            together = log_softmax(model.logits(each.prompt[:-1], places))
+            alone = log_softmax(model.logits(each.prompt[:-1], places, adapted=False))
+            likely = tuple(most_likely(row, len(each.likely[0])) for row in together)
+            ids = np.array([[token_id for token_id, _ in place] for place in likely])
+            prompts.append(Prompt(likely, np.take_along_axis(alone, ids, axis=-1)))
+            divergences += map(divergence, each.likely, together)
             alive()
-    return Unmerged(_quantization(base_file), found)
+    return Unmerged(_quantization(base_file), prompts, float(np.mean(divergences)))
 
 
 def _quantization(path: Path) -> Quantization:

@@ -106,6 +106,8 @@ class TestBrokenRelease:
         assert 0.001 < file.parity.in_answers.mean_kl < 0.02
         assert file.parity.unmerged.positions == file.parity.in_prompts.positions
         assert 0.0001 < file.parity.unmerged.mean_kl < 0.1
+        assert 0.95 < file.parity.strength < 1.05
+        assert file.parity.correlation > 0.95
         assert 100 < file.parity.in_prompts.positions <= 4 * 64
         assert 100 < file.parity.in_answers.positions <= 4 * 48
 
@@ -139,9 +141,31 @@ class TestBrokenRelease:
         with pytest.raises(ChildFailed) as caught:
             hold(made, starter, starter_file, trained, base_in_4_bits=base_in_4_bits)
         assert caught.value.code == "parity_failed"
-        assert "prompts, from base and adapter unmerged, may be" in caught.value.message
+        assert "prompts from base and adapter unmerged may be" in caught.value.message
         assert "as trained: " in caught.value.message
         assert "as released: " in caught.value.message
+
+    @pytest.mark.parametrize(("factor", "passes"), [(1, True), (0.5, False), (2, False)])
+    def test_a_weak_adapter_merged_with_another_scale(
+        self,
+        factor: float,
+        passes: bool,
+        starter: Path,
+        starter_file: Path,
+        converter: Path,
+        tmp_path: Path,
+    ) -> None:
+        # So little that the divergence of a wrong one is within every bound.
+        weak = make_adapter(starter, tmp_path / "weak", deviation=0.02)
+        made = merge(starter, starter_file, weak, converter, tmp_path, factor)
+        if passes:
+            found = hold(made, starter, starter_file, weak, base_in_4_bits=True)
+            assert 0.9 < found.strength < 1.1
+            assert found.correlation > 0.6
+            return
+        with pytest.raises(ChildFailed, match="of what the adapter changes should be") as caught:
+            hold(made, starter, starter_file, weak, base_in_4_bits=True)
+        assert "divergence" not in caught.value.message
 
     @pytest.mark.parametrize("base_in_4_bits", [False, True])
     def test_with_queries_and_keys_that_are_not_permuted(
@@ -163,7 +187,7 @@ class TestBrokenRelease:
         spec["converter_directory"] = str(other)
         failure = refusal_of(tmp_path / "release", spec)
         assert failure.code == "parity_failed"
-        assert "prompts, from base and adapter unmerged, may be" in failure.message
+        assert "prompts from base and adapter unmerged may be" in failure.message
 
     def test_with_another_template(
         self, starter_file: Path, spec: dict[str, Any], tmp_path: Path
@@ -245,6 +269,8 @@ def numbers(**changes: Any) -> Parity:
         in_answers=likeness(),
         in_prompts=likeness(),
         unmerged=likeness(),
+        strength=1.0,
+        correlation=0.9,
         answers=8,
         equal_answers=8,
         stopped=8,
@@ -262,8 +288,6 @@ def numbers(**changes: Any) -> Parity:
         ({"in_prompts": likeness(0.41)}, 1),
         ({"in_prompts": likeness(float("nan"))}, 1),
         ({"in_answers": likeness(0.5, 0.4)}, 2),
-        ({"unmerged": likeness(0.19)}, 0),
-        ({"unmerged": likeness(0.21)}, 1),
         # Whether prompts agree in their most likely tokens says nothing.
         ({"in_prompts": likeness(0.3, 0.1)}, 0),
         ({"stopped": 6}, 0),
@@ -275,7 +299,36 @@ def test_each_number_has_its_bound(changes: dict[str, Any], count: int) -> None:
     from appliance.release import parity
 
     allowed = parity.BOUNDS[Quantization.Q4_K_M]
-    assert len(parity._faults(numbers(**changes), allowed, to_unmerged=0.2)) == count
+    assert len(parity._faults(numbers(**changes), allowed)) == count
+
+
+@pytest.mark.parametrize(
+    ("changes", "count"),
+    [
+        ({}, 0),
+        ({"unmerged": likeness(0.39)}, 0),
+        ({"unmerged": likeness(0.41)}, 1),
+        ({"unmerged": likeness(float("nan"))}, 1),
+        ({"strength": 0.76}, 0),
+        ({"strength": 0.74}, 1),
+        ({"strength": 1.16}, 1),
+        ({"strength": 1.16, "correlation": 0.5}, 0),
+        ({"unmerged": likeness(1.5), "strength": 0.5}, 2),
+    ],
+)
+def test_merging_has_bounds_of_its_own_and_an_adapter_may_be_to_blame(
+    changes: dict[str, Any], count: int
+) -> None:
+    from appliance.release import parity
+    from appliance.release.unmerged import Unmerged
+
+    found = numbers(in_prompts=likeness(0.1), **changes)
+    near = Unmerged(Quantization.Q4_K_M, [], kl_to_trained=0.1)
+    assert len(parity._faults_of_merging(found, Quantization.Q8_0, near)) == count
+    assert not parity.blames_adapter(found, Quantization.Q8_0, near)
+    # What was trained is nearer to the release than to the adapter that is attached.
+    far = Unmerged(Quantization.Q4_K_M, [], kl_to_trained=0.2)
+    assert parity.blames_adapter(found, Quantization.Q8_0, far) == (count > 0)
 
 
 def test_every_type_has_bounds_and_a_base_in_4_bits_wider_ones() -> None:
