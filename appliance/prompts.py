@@ -20,6 +20,9 @@ from appliance.errors import InvalidInput
 
 TEMPLATE_LIMIT_BYTES = 256 * 1024
 MAX_PRODUCT = 1 << 20
+# Of what comes out: tokenizers take many times the memory of a text, and end the process where there is none.
+RENDERED_LIMIT_CHARACTERS = 1 << 24
+MAX_INDENT = 64
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -96,7 +99,7 @@ class ChatTemplate:
         `tools` are in OpenAI's form; many templates ignore them.
         """
         try:
-            return self._template.render(
+            rendered = self._template.render(
                 messages=messages,
                 add_generation_prompt=add_generation_prompt,
                 # Absent or not, they are defined: templates ask whether they are none.
@@ -111,6 +114,14 @@ class ChatTemplate:
                 f"the model's chat template should accept these messages, but: {exc}",
                 param="messages",
             ) from exc
+        if len(rendered) > RENDERED_LIMIT_CHARACTERS:
+            raise InvalidInput(
+                "template_refused",
+                f"the model's chat template should write at most {RENDERED_LIMIT_CHARACTERS} characters; for "
+                f"these messages it writes {len(rendered)}",
+                param="messages",
+            )
+        return rendered
 
 
 def _raise_exception(message: str) -> None:
@@ -123,4 +134,7 @@ def _strftime_now(pattern: str) -> str:
 
 def _to_json(value: object, **options: Any) -> str:
     options.setdefault("ensure_ascii", False)
+    indent = options.get("indent") or 0
+    if (len(indent) if isinstance(indent, str) else indent) > MAX_INDENT:
+        raise jinja2.TemplateError(f"indent may be no more than {MAX_INDENT}")
     return json.dumps(value, **options)

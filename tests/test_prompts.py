@@ -143,6 +143,24 @@ def test_template_cannot_fill_the_memory(bomb):
     assert caught.value.code == "template_refused"
 
 
+def render(source: str) -> str:
+    return ChatTemplate(source).render(MESSAGES, add_generation_prompt=False)
+
+
+@pytest.mark.parametrize("indent", ["100000000", "'" + " " * 65 + "'"])
+def test_json_is_not_indented_out_of_bounds(indent: str) -> None:
+    with pytest.raises(InvalidInput, match="indent may be no more than 64"):
+        render("{{ messages | tojson(indent=" + indent + ") }}")
+    assert render("{{ messages | tojson(indent=2) }}").startswith('[\n  {\n    "role"')
+
+
+def test_text_out_of_bounds_never_reaches_a_tokenizer() -> None:
+    with pytest.raises(InvalidInput, match="at most 16777216 characters") as refused:
+        render("{{ 'a' | center(16777217) }}")
+    assert refused.value.code == "template_refused"
+    assert len(render("{{ 'a' | center(16777216) }}")) == 1 << 24
+
+
 def test_template_may_multiply():
     assert (
         ChatTemplate("{{ '-' * 3 }}{{ 6 * 7 }}").render([], add_generation_prompt=True) == "---42"
