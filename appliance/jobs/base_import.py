@@ -39,7 +39,6 @@ from appliance.records import BaseModel
 from appliance.settings import Settings
 from appliance.store.store import Store
 
-HOLDER = "import"
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -65,7 +64,7 @@ async def import_base(
             param="name",
         )
     await asyncio.to_thread(store.catalog.check_base_name, spec.name)
-    with scratch.one_at_a_time(store, HOLDER) as work:
+    with scratch.one_at_a_time(store, "import") as work:
         imported = await stages.run(
             f"import of {spec.name}",
             programs.base_import,

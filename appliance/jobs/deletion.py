@@ -13,9 +13,6 @@ import shutil
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from appliance.errors import Busy
-from appliance.jobs import scratch
-from appliance.jobs.base_import import HOLDER
 from appliance.records import BaseModel, Job, Release
 from appliance.store.store import Store
 
@@ -23,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 # Of a job's directory, what its model was made of and is: all but what the job's own record shows.
 _PARTS = ("release", "training", "data")
+_DELETED = "deleted-"
 
 
 async def delete(store: Store, unload: Callable[[Path], Awaitable[None]], name: str) -> None:
@@ -38,13 +36,20 @@ async def delete(store: Store, unload: Callable[[Path], Awaitable[None]], name: 
 
 
 def remove_leftovers(store: Store) -> None:
-    """Of models that were deleted when the daemon was killed, and of imports that were; blocks."""
-    # Else one that is about to enter the catalogue would lose its files.
-    with contextlib.suppress(Busy), scratch.one_at_a_time(store, HOLDER):
-        known = {Path(base.directory).name for base in store.catalog.bases()}
-        for directory in store.base_models_directory.iterdir():
-            if directory.name not in known:
-                _remove(directory)
+    """Of base models that were deleted when the daemon was killed; blocks.
+
+    A directory that the catalogue does not know, as of an import that was killed or is under way, or after an
+    older database was put back, is left alone and told.
+    """
+    for directory in store.temporary_directory.glob(f"{_DELETED}*"):
+        _remove(directory)
+    known = {Path(base.directory).name for base in store.catalog.bases()}
+    for directory in store.base_models_directory.iterdir():
+        if directory.name not in known:
+            logger.warning(
+                "a directory belongs to no base model; import it again, or remove it",
+                extra={"directory": str(directory)},
+            )
 
 
 def remove_job_leftovers(store: Store, job: Job) -> None:
@@ -56,7 +61,11 @@ def remove_job_leftovers(store: Store, job: Job) -> None:
 
 def _remove_files(store: Store, model: BaseModel | Release) -> None:
     if isinstance(model, BaseModel):
-        _remove(store.directory / model.directory)
+        # Out of the way in one step: half a model is not to be taken for one.
+        deleted = store.temporary_directory / f"{_DELETED}{model.name}"
+        _remove(deleted)
+        (store.directory / model.directory).rename(deleted)
+        _remove(deleted)
     else:
         _remove_parts(store, model.job_id)
 

@@ -8,7 +8,7 @@ from typing import Any
 import openai
 import pytest
 
-from tests.daemon_process import BASE, DaemonProcess, add_base, error_of, ok, wait_for
+from tests.daemon_process import BASE, DaemonProcess, error_of, ok, wait_for
 
 
 def finished(daemon: DaemonProcess, **body: Any) -> Any:
@@ -92,8 +92,10 @@ def test_what_a_kill_left_is_removed_at_the_next_start(daemon: DaemonProcess) ->
     store = Store(daemon.state_dir)
     store.catalog.delete(deleted["fine_tuned_model"])
     store.close()
-    half = daemon.state_dir / "base_models" / "half-imported"
-    half.mkdir()
+    half = daemon.state_dir / "tmp" / "deleted-other-base"
+    (half / "hf").mkdir(parents=True)
+    unknown = daemon.state_dir / "base_models" / "of-an-older-backup"
+    unknown.mkdir()
     daemon.start()
     wait_for(
         lambda: not (job_directory(daemon, deleted) / "release").exists() and not half.exists(),
@@ -102,20 +104,6 @@ def test_what_a_kill_left_is_removed_at_the_next_start(daemon: DaemonProcess) ->
     assert not (job_directory(daemon, deleted) / "training").exists()
     assert (job_directory(daemon, kept) / "release" / "model-Q4_K_M.gguf").exists()
     assert (daemon.state_dir / "base_models" / BASE).exists()
-
-
-def test_an_import_under_way_keeps_its_directory(state_dir: Path) -> None:
-    from appliance.jobs import deletion, scratch
-    from appliance.store.store import Store
-
-    add_base(state_dir)
-    store = Store(state_dir)
-    published = store.base_models_directory / "not-in-the-catalogue-yet"
-    published.mkdir()
-    with scratch.one_at_a_time(store, "import"):
-        deletion.remove_leftovers(store)
-    assert published.exists()
-    deletion.remove_leftovers(store)
-    assert not published.exists()
-    assert (store.base_models_directory / BASE).exists()
-    store.close()
+    # What nobody deleted is nobody's to remove.
+    assert unknown.exists()
+    assert "belongs to no base model" in daemon.log.read_text()
