@@ -92,13 +92,26 @@ def run(main: Callable[[Path, Reporter], object]) -> None:
             with durable.full_disk_as_error():
                 # Tied to its parent by now, it may be paused.
                 reporter.alive()
-                durable.write_json(directory / RESULT, main(directory, reporter))
+                durable.write_json(directory / RESULT, _run(main, directory, reporter))
         except ApplianceError as exc:
             failure = Failure(
                 code=exc.code, message=exc.message, param=exc.param, next_step=exc.next_step
             )
             durable.write_json(directory / ERROR, failure)
             sys.exit(f"{exc.code}: {exc}")
+
+
+def _run(main: Callable[[Path, Reporter], object], directory: Path, reporter: Reporter) -> object:
+    try:
+        return main(directory, reporter)
+    except OSError as exc:
+        if not durable.disk_failed(exc):
+            raise
+        raise ChildFailed(
+            "disk_failed",
+            f"the disk should be read and written, but: {exc}",
+            next_step="look for the disk in the kernel's log (dmesg), and at its health (smartctl)",
+        ) from exc
 
 
 def failure_of(directory: Path, child: process.Child) -> ChildFailed:

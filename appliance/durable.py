@@ -19,6 +19,7 @@ import msgspec
 from appliance.errors import UNDECODABLE, ApplianceError, CorruptState, OutOfDisk
 
 T = TypeVar("T")
+_FAILED = (errno.EIO, errno.EROFS)
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How the Rust libraries word an operating system's error, since theirs are no OSError (std::io::Error).
 _RUST_NO_ROOM = tuple(f"(os error {number})" for number in _NO_ROOM)
@@ -29,6 +30,11 @@ def no_room(exc: BaseException) -> bool:
     if isinstance(exc, OSError):
         return exc.errno in _NO_ROOM
     return any(words in str(exc) for words in _RUST_NO_ROOM)
+
+
+def disk_failed(exc: BaseException) -> bool:
+    """Whether the operating system says that the device itself could not read or write."""
+    return isinstance(exc, OSError) and exc.errno in _FAILED
 
 
 def out_of_disk(found: str, where: str = "the state directory") -> OutOfDisk:

@@ -83,6 +83,14 @@ def test_no_room_for_the_result_is_told(tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
+def test_a_failing_disk_is_told(tmp_path):
+    done = run(tmp_path, "raise OSError(5, 'Input/output error', '/state/x')")
+    assert done.returncode == 1
+    failure = json.loads((tmp_path / "error.json").read_text())
+    assert failure["code"] == "disk_failed"
+    assert "/state/x" in failure["message"]
+
+
 def test_unexpected_error_leaves_neither_file(tmp_path):
     done = run(tmp_path, "return 1 / 0")
     assert done.returncode == 1

@@ -71,6 +71,8 @@ def _foreign_errors_as_refusal() -> Iterator[None]:
     except (ApplianceError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as exc:
+        if durable.disk_failed(exc):
+            raise
         if durable.no_room(exc):
             # One that a library in Rust raises is no Exception, and would pass those who look for them.
             raise durable.out_of_disk(str(exc)) from exc

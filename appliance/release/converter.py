@@ -152,7 +152,7 @@ def _failure_as_error() -> Iterator[None]:
     except (ChildFailed, MemoryError):
         raise
     except Exception as exc:
-        if durable.no_room(exc):
+        if durable.no_room(exc) or durable.disk_failed(exc):
             raise
         # Upstream raises whatever comes to hand for a model that it does not know.
         raise _failed(f"{type(exc).__name__}: {exc}") from exc
