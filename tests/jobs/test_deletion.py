@@ -97,11 +97,11 @@ def test_what_a_kill_left_is_removed_at_the_next_start(daemon: DaemonProcess) ->
     unknown = daemon.state_dir / "base_models" / "of-an-older-backup"
     unknown.mkdir()
     daemon.start()
+    parts = [job_directory(daemon, deleted) / part for part in ("release", "training", "data")]
     wait_for(
-        lambda: not (job_directory(daemon, deleted) / "release").exists() and not half.exists(),
-        "what is left of a deleted model to be removed",
+        lambda: not any(path.exists() for path in (half, *parts)),
+        "what is left of deleted models to be removed",
     )
-    assert not (job_directory(daemon, deleted) / "training").exists()
     assert (job_directory(daemon, kept) / "release" / "model-Q4_K_M.gguf").exists()
     assert (daemon.state_dir / "base_models" / BASE).exists()
     # What nobody deleted is nobody's to remove.
