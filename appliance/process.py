@@ -107,7 +107,8 @@ class Child:
             # A stopped process acts on SIGTERM only once it is continued.
             self._signal_group(signal.SIGCONT)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._process.wait(), TERMINATE_GRACE_SECONDS)
+                async with asyncio.timeout(TERMINATE_GRACE_SECONDS):
+                    await self._process.wait()
         self._signal_group(signal.SIGKILL)
         await self.wait()
 

@@ -38,7 +38,8 @@ class BodyTimeout:
                 # What may still come is the news that the client is gone; that may take for ever.
                 return cast(HTTPReceiveMessage, await receive())
             try:
-                message = cast(HTTPReceiveMessage, await asyncio.wait_for(receive(), self._seconds))
+                async with asyncio.timeout(self._seconds):
+                    message = cast(HTTPReceiveMessage, await receive())
             except TimeoutError:
                 raise SlowClient(
                     "request_timeout",

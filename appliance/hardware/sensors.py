@@ -33,7 +33,9 @@ class Sensors:
         try:
             if self._reading is None or self._reading.done():
                 self._reading = self._begin()
-            readings = await asyncio.wait_for(asyncio.shield(self._reading), ANSWER_SECONDS)
+            # Not wait_for(), which in Python 3.11 loses a cancellation that meets the answer.
+            async with asyncio.timeout(ANSWER_SECONDS):
+                readings = await asyncio.shield(self._reading)
         except Exception as exc:
             # Neither a job nor a page of metrics is given up because a sensor fails.
             if self._told:

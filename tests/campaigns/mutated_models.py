@@ -40,6 +40,8 @@ REFUSALS = {
     *("template_too_large", "tokenizer_differs", "two_chat_templates", "unreadable_gguf"),
     *("unreadable_model", "unsafe_model_directory", "split_gguf"),
 }
+# Once a model has come in, it is converted, which may still fail.
+SECOND_REFUSALS = {("imported", "conversion_failed"), ("imported", "release_check_failed")}
 
 
 class Worker:
@@ -197,9 +199,8 @@ def run(
                         _keep(source, findings / f"{seed}-{number}-{outcome}")
                     if daemon and number % daemon_every == 0:
                         beside = _import_beside(daemon, source, number)
-                        outcomes[
-                            "beside:the same" if beside == outcome else f"beside:{beside}"
-                        ] += 1
+                        same = beside == outcome or (outcome, beside) in SECOND_REFUSALS
+                        outcomes["beside:the same" if same else f"beside:{beside}"] += 1
                     _remove(source)
                     if (number + 1) % PROGRESS_EVERY == 0:
                         print(number + 1, dict(outcomes), flush=True)

@@ -105,3 +105,26 @@ def test_who_gives_up_takes_no_answer_from_others():
         return await other
 
     assert run(through()) == READINGS
+
+
+def test_who_is_cancelled_in_the_moment_of_the_answer_is_cancelled():
+    """Else a job that is cancelled then would go on."""
+
+    async def through(turns: int) -> bool:
+        release = threading.Event()
+        tested = Sensors(lambda: release.wait() and READINGS)
+        asking = asyncio.create_task(tested.now())
+        while tested._reading is None:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.01)
+        tested._reading.set_result(READINGS)
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        in_time = asking.cancel()
+        await asyncio.wait({asking})
+        assert asking.cancelled() == in_time
+        return in_time
+
+    cancelled = [run(through(turns)) for turns in range(6)]
+    # From before the answer is passed on to after it has been.
+    assert cancelled[0] and not cancelled[-1]
