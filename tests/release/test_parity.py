@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from appliance import durable
 from appliance.child_records import ReleaseResult, TrainedAnswer, TrainedBehaviour
 from appliance.errors import ChildFailed
 from appliance.records import Likeness, Parity, Quantization
+from appliance.settings import CHECKOUT
 from tests.children import make_adapter
 from tests.release.specs import refusal_of, release, trained_spec
 
@@ -52,18 +55,10 @@ def merge(
     base: Path, base_file: Path, adapter_directory: Path, converter: Path, work: Path, factor: float
 ) -> Path:
     """A release in Q8_0 that adds `factor` times what was trained, and the adapter beside it."""
-    from appliance.release import adapter, adapter_conversion, streaming
-
-    pairs = adapter.read(adapter_directory)
-    adapter_conversion.convert(adapter_directory, pairs, base, work / "adapter.gguf", converter)
-    wrong = {name: pair._replace(scaling=factor * pair.scaling) for name, pair in pairs.items()}
-    layouts = streaming.layouts(base_file, [Quantization.Q8_0], "wrong")
-    streaming.write(
-        streaming.Sources(base, wrong, converter),
-        {work / "wrong.gguf": layouts[Quantization.Q8_0]},
-        threads=2,
-        on_tensor=lambda name: None,
-    )
+    paths = map(str, (base, base_file, adapter_directory, converter, work))
+    argv = [sys.executable, "-m", "tests.release.wrong_scale", *paths, str(factor)]
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
     return work / "wrong.gguf"
 
 

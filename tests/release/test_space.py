@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -54,35 +52,6 @@ def test_a_full_disk_is_told_with_both_numbers(
         releasing.release(tmp_path, batch.Reporter(tmp_path))
     assert failed.value.code == "out_of_disk"
     assert not (tmp_path / "intermediate").exists()
-
-
-@pytest.mark.slow
-def test_files_that_were_finished_before_the_disk_was_full_do_not_stay(
-    tiny: Path,
-    tiny_file: Path,
-    adapter: Path,
-    converter: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from appliance import batch
-    from appliance.release import releasing
-
-    keep, kept = releasing._keep, []
-
-    def full_at_the_second(unchecked: Path, directory: Path) -> Any:
-        kept.append(directory / unchecked.name)
-        if len(kept) == 2:
-            assert kept[0].exists()
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return keep(unchecked, directory)
-
-    monkeypatch.setattr(releasing, "_keep", full_at_the_second)
-    spec = trained_spec(tiny, tiny_file, adapter, converter)
-    (tmp_path / "spec.json").write_text(json.dumps(spec))
-    with pytest.raises(OSError, match="No space left"):
-        releasing.release(tmp_path, batch.Reporter(tmp_path))
-    assert {path.name for path in tmp_path.iterdir()} == {"spec.json", "metrics.jsonl", "heartbeat"}
 
 
 @pytest.mark.parametrize("mixes", [("Q4_K_M",), ("Q8_0",), ("Q4_K_M", "Q8_0")])
