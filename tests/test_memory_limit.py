@@ -26,11 +26,11 @@ from tests.hardware.fit.test_planner import CHOSEN
 
 __all__ = ["starter_gguf"]
 
-pytestmark = [pytest.mark.slow, pytest.mark.torch, pytest.mark.llama, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.slow, pytest.mark.torch, pytest.mark.llama, pytest.mark.timeout(900)]
 
 MIB = 1 << 20
 PAGE_BYTES = 4096
-JOB_DEADLINE_SECONDS = 1200.0
+JOB_DEADLINE_SECONDS = 600.0
 BASE = "starter"
 RESERVE_BYTES = 256 * MIB
 MICRO_BATCH, LONGEST_TOKENS, ROWS = 4, 384, 96

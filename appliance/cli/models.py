@@ -12,6 +12,7 @@ from appliance.child_records import Progress
 from appliance.cli import output
 from appliance.cli.client import connect
 from appliance.cli.follow import LiveView, live_view
+from appliance.cli.local_state import opened
 from appliance.cli.options import CONNECTION, JsonPath, with_settings
 from appliance.errors import InvalidInput
 from appliance.records import BaseModel, ExportForm
@@ -98,10 +99,7 @@ def import_base(
 
     from appliance.child_records import ImportSpec
     from appliance.daemon import PROGRAMS
-    from appliance.hardware import selection
-    from appliance.hardware.lease import DIRECTORY, Ledger
     from appliance.jobs import base_import
-    from appliance.store.store import Store
 
     spec = ImportSpec(
         name=name,
@@ -110,27 +108,20 @@ def import_base(
         origin=origin,
         chat_template=None if chat_template is None else _text_of(chat_template),
     )
-    selected = selection.select(settings)
-    selection.show_only_the_gpu(selected.device)
-    store = Store(settings.state_dir)
-    ledger = Ledger(settings.state_dir / DIRECTORY, selected.machine.device_bytes)
-    try:
-        with live_view() as view:
-            base = asyncio.run(
-                base_import.import_base(
-                    store,
-                    settings,
-                    selected,
-                    ledger,
-                    PROGRAMS,
-                    spec,
-                    lambda lines: _show(view, lines),
-                )
+    with opened(settings) as (store, selected, ledger), live_view() as view:
+        base = asyncio.run(
+            base_import.import_base(
+                store,
+                settings,
+                selected,
+                ledger,
+                PROGRAMS,
+                spec,
+                lambda lines: _show(view, lines),
             )
-            view.finish()
-            return base
-    finally:
-        store.close()
+        )
+        view.finish()
+        return base
 
 
 def _text_of(path: Path) -> str:
@@ -185,32 +176,23 @@ def _export(settings: Settings, name: str, directory: Path, forms: list[ExportFo
     import asyncio
 
     from appliance.daemon import PROGRAMS
-    from appliance.hardware import selection
-    from appliance.hardware.lease import DIRECTORY, Ledger
     from appliance.jobs.export import export
-    from appliance.store.store import Store
 
-    selected = selection.select(settings)
-    store = Store(settings.state_dir)
-    ledger = Ledger(settings.state_dir / DIRECTORY, selected.machine.device_bytes)
-    try:
-        with live_view() as view:
-            written = asyncio.run(
-                export(
-                    store,
-                    settings,
-                    ledger,
-                    PROGRAMS,
-                    name,
-                    directory,
-                    forms,
-                    lambda lines: _show(view, lines),
-                )
+    with opened(settings) as (store, _, ledger), live_view() as view:
+        written = asyncio.run(
+            export(
+                store,
+                settings,
+                ledger,
+                PROGRAMS,
+                name,
+                directory,
+                forms,
+                lambda lines: _show(view, lines),
             )
-            view.finish()
-            return written
-    finally:
-        store.close()
+        )
+        view.finish()
+        return written
 
 
 def _show(view: LiveView, lines: list[Progress]) -> None:

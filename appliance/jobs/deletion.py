@@ -1,7 +1,7 @@
 """A model goes: out of the catalogue, out of memory, and its files from the disk.
 
-In that order: what is left of it when the power fails has no name any more, and is removed at the next start.
-Answers under way are cut.
+In that order: what is left of it when the power fails has no name any more. At the next start that is
+removed, but for a base's directory that had not been touched yet, which is told. Answers under way are cut.
 """
 
 from __future__ import annotations
@@ -64,7 +64,9 @@ def _remove_files(store: Store, model: BaseModel | Release) -> None:
         # Out of the way in one step: half a model is not to be taken for one.
         deleted = store.temporary_directory / f"{_DELETED}{model.name}"
         _remove(deleted)
-        (store.directory / model.directory).rename(deleted)
+        # Somebody may have removed it by hand.
+        with contextlib.suppress(FileNotFoundError):
+            (store.directory / model.directory).rename(deleted)
         _remove(deleted)
     else:
         _remove_parts(store, model.job_id)

@@ -24,7 +24,8 @@ from appliance.serving.admission import Admission, stopping
 from appliance.serving.first_answer import answer_once
 from appliance.serving.names import Target, target
 from appliance.serving.router import Router
-from appliance.store.aliases import SEPARATOR, Alias
+from appliance.store.aliases import Alias
+from appliance.store.catalog import SEPARATOR
 from appliance.store.store import Store
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from appliance.hardware import stored_base
 from appliance.hardware.fit import needs
 from appliance.hardware.fit.kv_cache import cache_bytes_of_file
 from appliance.hardware.profiles import HardwareProfile
-from appliance.store.aliases import SEPARATOR
+from appliance.store.catalog import SEPARATOR
 from appliance.store.store import Store
 
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from appliance.errors import NotFound
 from appliance.records import BaseModel, Release
-from appliance.store.aliases import SEPARATOR
+from appliance.store.catalog import SEPARATOR
 
 ADAPTER = "adapter"
 

@@ -14,11 +14,10 @@ from sqlalchemy import Connection, delete, select, update
 
 from appliance.errors import InvalidInput, NotFound, WrongState
 from appliance.store import rows
-from appliance.store.catalog import VARIANT_SEPARATOR, no_such_model
+from appliance.store.catalog import SEPARATOR, no_such_model
 from appliance.store.database import Database
 from appliance.store.tables import aliases, base_models, releases
 
-SEPARATOR = VARIANT_SEPARATOR
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 

@@ -11,7 +11,7 @@ from appliance.store.database import Database
 from appliance.store.tables import aliases, base_models, jobs, releases
 
 # Between a model's name and which of its files: a quantization, or the adapter alone.
-VARIANT_SEPARATOR = "@"
+SEPARATOR = "@"
 
 
 class CatalogStore:
@@ -95,7 +95,7 @@ def _user(connection: Connection, model: BaseModel | Release) -> str | None:
     """What needs the model, in words."""
     means = or_(
         aliases.c.model == model.name,
-        aliases.c.model.startswith(model.name + VARIANT_SEPARATOR, autoescape=True),
+        aliases.c.model.startswith(model.name + SEPARATOR, autoescape=True),
     )
     if alias := connection.execute(select(aliases.c.name).where(means)).scalar():
         return f"alias {alias!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,12 @@ def test_a_base_goes_when_nothing_is_made_of_it(daemon: DaemonProcess) -> None:
     ok(daemon.http.delete(f"/v1/models/{BASE}"))
     assert names(daemon) == set()
     assert list((daemon.state_dir / "base_models").iterdir()) == []
+
+
+def test_a_base_whose_files_are_gone_already_can_be_forgotten(daemon: DaemonProcess) -> None:
+    shutil.rmtree(daemon.state_dir / "base_models" / BASE)
+    ok(daemon.http.delete(f"/v1/models/{BASE}"))
+    assert names(daemon) == set()
 
 
 @pytest.mark.parametrize("variant", ["", "@Q4_K_M", "@adapter"])
