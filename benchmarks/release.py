@@ -38,9 +38,10 @@ def main() -> None:
         work = Path(name)
         base, base_file = _base(work)
         adapter = random_adapter(base, work / "adapter", R)
+        spec = trained_spec(base, base_file, adapter, QUANTIZATION, END_OF_TURN)
         ours, theirs = [], []
         for number in range(ROUNDS):
-            ours.append(_ours(base, base_file, adapter, work / f"ours-{number}"))
+            ours.append(_ours(spec, work / f"ours-{number}"))
             theirs.append(_theirs(base, adapter, work / f"theirs-{number}"))
             _compare(ours[-1]["file"], theirs[-1]["file"])
     emit("release", [_row(ours, theirs, *measure) for measure in MEASURES])
@@ -78,9 +79,8 @@ def _base(work: Path) -> tuple[Path, Path]:
     return hf, work / "base" / f"model-{QUANTIZATION}.gguf"
 
 
-def _ours(base: Path, base_file: Path, adapter: Path, directory: Path) -> dict[str, Any]:
+def _ours(spec: dict[str, Any], directory: Path) -> dict[str, Any]:
     watch = Watch(directory)
-    spec = trained_spec(base, base_file, adapter, QUANTIZATION, END_OF_TURN)
     seconds = run_child("appliance.release", directory, spec, watch)
     return {
         "file": directory / f"model-{QUANTIZATION}.gguf",

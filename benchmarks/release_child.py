@@ -111,10 +111,13 @@ def base_spec(base: Path, quantization: str) -> dict[str, Any]:
 def trained_spec(
     base: Path, base_file: Path, adapter: Path, quantization: str, end_of_turn_token_id: int
 ) -> dict[str, Any]:
-    """Of the release child: base and adapter."""
+    """Of the release child: base and adapter, of which it is written down first what they do."""
+    script = Path(__file__).with_name("trained_behaviour.py")
+    run([sys.executable, str(script), str(base), str(adapter)])
     trained = {
         "adapter_directory": str(adapter),
         "base_file": str(base_file),
+        "behaviour_file": str(adapter / "behaviour.json"),
         "end_of_turn_token_id": end_of_turn_token_id,
     }
     return {**base_spec(base, quantization), "trained": trained}
