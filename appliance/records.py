@@ -151,13 +151,23 @@ class Likeness(msgspec.Struct, frozen=True, kw_only=True):
     top1_agreement: float
 
 
+class Strength(msgspec.Struct, frozen=True, kw_only=True):
+    """The slope of what a release changes over what the adapter does, its standard error, the correlation of
+    the two, and over how many places that is, in effect: fewer where some weigh more."""
+
+    slope: float
+    error: float
+    correlation: float
+    places: float
+
+
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
     """How near a release is to the model as it was trained: in that one's greedy answers, and in the prompts
     before them.
 
     `unmerged` is how near it is, in prompts, to the base's own file with the adapter attached (over no
     positions in releases made before that was looked at); `strength` is how much of what the adapter changes
-    there is found in the release, and `correlation` how surely that can be told.
+    there is found in the release (None in releases made before that was looked at).
 
     Of the release's own answers, `equal_answers` are those of the trained model, token for token; `stopped`
     end by themselves, or would at the trained model's end.
@@ -170,8 +180,7 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     stopped: int
     stopped_when_trained: int
     unmerged: Likeness = Likeness(positions=0, mean_kl=0.0, top1_agreement=1.0)
-    strength: float = 1.0
-    correlation: float = 0.0
+    strength: Strength | None = None
 
 
 class ReleaseFile(GgufFile, frozen=True, kw_only=True):

@@ -58,37 +58,6 @@ def compare(first: Sequence[Likely], logarithms: np.ndarray) -> Compared:
     )
 
 
-def change(first: Sequence[Likely], before: np.ndarray, logarithms: np.ndarray) -> np.ndarray:
-    """How what the second model changes goes along with what the first one does, both against `before`.
-
-    `before` has the likelihoods [places, tokens] of the first's most likely tokens; differences are taken
-    from their mean, since one number added to all logarithms means nothing. Returns three sums over all
-    places, weighted by how likely the tokens are: of the products, and of the squares of the first's and of
-    the second's changes. Sums of several texts are added.
-    """
-    ids = np.array([[token_id for token_id, _ in place] for place in first])
-    told = np.array([[logarithm for _, logarithm in place] for place in first])
-    weights = np.exp(told)
-    weights /= weights.sum(-1, keepdims=True)
-
-    def centered(changes: np.ndarray) -> np.ndarray:
-        return changes - (weights * changes).sum(-1, keepdims=True)
-
-    wanted = centered(told - before)
-    made = centered(np.take_along_axis(logarithms, ids, axis=-1) - before)
-    products = (wanted * made, wanted * wanted, made * made)
-    return np.array([float((weights * each).sum()) for each in products])
-
-
-def strength(changes: np.ndarray) -> tuple[float, float]:
-    """Of such sums: how much of the first's change is in the second's (the slope of regression), and how
-    much else is not (the correlation; 0 where either changes nothing)."""
-    product, wanted, made = changes
-    if wanted <= 0 or made <= 0:
-        return 1.0, 0.0
-    return float(product / wanted), float(product / math.sqrt(wanted * made))
-
-
 def over(parts: Sequence[Compared]) -> Likeness:
     """Over all places of all parts."""
     kl, decided, agrees = (np.concatenate(each) for each in zip(*parts, strict=True))

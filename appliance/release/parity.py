@@ -19,8 +19,8 @@ import numpy as np
 
 from appliance.child_records import TokenizedRow, TrainedAnswer, TrainedBehaviour
 from appliance.errors import ChildFailed
-from appliance.records import Parity, Quantization
-from appliance.release import likeness
+from appliance.records import Parity, Quantization, Strength
+from appliance.release import likeness, strength
 from appliance.release.adapter import LoraPair
 from appliance.release.likeness import Compared
 from appliance.release.llamacpp import Model
@@ -55,12 +55,11 @@ BASE_IN_4_BITS = Bounds(0.7, 3.0, -0.25)
 LEAST_STOPPED = 0.75
 # Training and release have the same matrices, and round them alike.
 _MOVED_TOLERANCE = 1e-3
-# How much of the adapter's change a release may show, where the two changes correlate well enough to tell.
-# Measured with bases and releases in Q2_K to F16, with an adapter and a tenth of it: 0.87 to 1.01 where
-# right, at most 0.64 with half of it merged, at least 1.22 with twice. Where noise prevails (a weak adapter
-# and Q2_K) the correlation falls below 0.6, and nothing can be told.
+# How much of the adapter's change a release may show, give or take twice the standard error. Measured with
+# bases and releases in Q2_K to F16, with an adapter and a tenth of it: 0.85 to 1.01 where right, at most 0.64
+# with half of it merged, at least 1.22 with twice.
 STRENGTH = (0.75, 1.15)
-LEAST_CORRELATION = 0.6
+_ERRORS = 2.0
 _CLEARLY_NEARER = 0.8
 # An answer that ends later than in training still ends.
 _MORE_TOKENS = 2
@@ -162,11 +161,17 @@ def describe(
         f"{quantization} does as trained: divergence {answers.mean_kl:.3f} in answers (at most "
         f"{allowed.kl_in_answers:.2f}) and {prompts.mean_kl:.3f} in prompts (at most "
         f"{allowed.kl_in_prompts:.2f}; {parity.unmerged.mean_kl:.3f} from base and adapter unmerged, at "
-        f"most {to_unmerged:.2f}), {parity.strength:.2f} of the adapter's change, the same most likely "
+        f"most {to_unmerged:.2f}), {_describe_strength(parity.strength)}, the same most likely "
         f"token at {answers.top1_agreement:.1%} of the decided places of answers (at least "
         f"{allowed.top1_agreement:.0%}), "
         f"{parity.equal_answers} of {parity.answers} answers equal"
     )
+
+
+def _describe_strength(found: Strength | None) -> str:
+    if found is None or not strength.tells(found):
+        return "too few differences to tell the adapter by"
+    return f"{found.slope:.2f} of the adapter's change"
 
 
 def _check_tokens(model: Model, row: TokenizedRow) -> None:
@@ -199,7 +204,7 @@ def _answered(model: Model, expected: TrainedAnswer, prompt: Prompt) -> _Answere
     return _Answered(
         trained=likeness.compare(expected.likely, logarithms),
         unmerged=likeness.compare(prompt.likely, in_prompt),
-        change=likeness.change(prompt.likely, prompt.alone, in_prompt),
+        change=strength.change(prompt.likely, prompt.alone, in_prompt),
         own=own,
         # Else where the trained model's answer ended: one that took another turn may be longer.
         ends=model.ends_turn(own[-1]) or model.ends_turn(int(logarithms[-1].argmax())),
@@ -211,13 +216,13 @@ def _parity(expected: Sequence[TrainedAnswer], found: Sequence[_Answered]) -> Pa
     prompts = [slice(None, -len(one.answer)) for one in expected]
     answers = [slice(-len(one.answer), None) for one in expected]
     trained = [each.trained for each in found]
-    strength, correlation = likeness.strength(np.sum([each.change for each in found], axis=0))
     return Parity(
         in_answers=likeness.over(list(map(Compared.part, trained, answers))),
         in_prompts=likeness.over(list(map(Compared.part, trained, prompts))),
         unmerged=likeness.over([each.unmerged for each in found]),
-        strength=strength,
-        correlation=correlation,
+        strength=strength.measure(
+            [one.prompt for one in expected], [each.change for each in found]
+        ),
         answers=len(found),
         equal_answers=sum(each.own[: len(one.answer)] == list(one.answer) for one, each in pairs),
         stopped=sum(each.ends for one, each in pairs if one.stopped),
@@ -257,12 +262,20 @@ def _faults_of_merging(parity: Parity, quantization: Quantization, beside: Unmer
             f"the mean divergence in prompts from base and adapter unmerged may be {most:.2f}; it is "
             f"{found:.3f}"
         )
+    return faults + _faults_of_strength(parity.strength)
+
+
+def _faults_of_strength(found: Strength | None) -> list[str]:
     least, most = STRENGTH
-    if parity.correlation >= LEAST_CORRELATION and not least <= parity.strength <= most:
-        faults.append(
-            f"{least} to {most} of what the adapter changes should be found in it; {parity.strength:.2f} is"
-        )
-    return faults
+    if found is None or not strength.tells(found):
+        return []
+    around = _ERRORS * found.error
+    if least - around <= found.slope <= most + around:
+        return []
+    return [
+        f"{least} to {most} of what the adapter changes should be found in it; {found.slope:.2f} is, give or "
+        f"take {around:.2f}"
+    ]
 
 
 def _side_by_side(

@@ -72,23 +72,3 @@ def test_a_place_is_decided_where_the_first_is_e_times_as_likely_as_the_second()
     found = likeness.compare(first, likeness.log_softmax(np.array([[2.0, 1.0], [1.0, 2.0]])))
     assert found.decided.tolist() == [True, False]
     assert found.agrees.tolist() == [True, False]
-
-
-@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, -1.0])
-def test_strength_is_how_much_of_a_change_is_made(factor: float) -> None:
-    import numpy as np
-
-    from appliance.release import likeness
-
-    chance = np.random.default_rng(0)
-    before = likeness.log_softmax(chance.normal(size=(50, 40)))
-    change = 0.5 * chance.normal(size=(50, 40))
-    first = likeness.log_softmax(before + change)
-    second = likeness.log_softmax(before + factor * change)
-    likely = [likeness.most_likely(row, 10) for row in first]
-    alone = np.take_along_axis(before, np.array([[i for i, _ in each] for each in likely]), -1)
-    strength, correlation = likeness.strength(likeness.change(likely, alone, second))
-    assert strength == pytest.approx(factor)
-    assert abs(correlation) == pytest.approx(1)
-    unchanged = likeness.strength(likeness.change(likely, alone, before))
-    assert unchanged == (1.0, 0.0)

@@ -17,7 +17,7 @@ import pytest
 from appliance import durable
 from appliance.child_records import ReleaseResult, TrainedAnswer, TrainedBehaviour
 from appliance.errors import ChildFailed
-from appliance.records import Likeness, Parity, Quantization
+from appliance.records import Likeness, Parity, Quantization, Strength
 from appliance.settings import CHECKOUT
 from tests.children import make_adapter
 from tests.release.specs import refusal_of, release, trained_spec
@@ -101,8 +101,9 @@ class TestBrokenRelease:
         assert 0.001 < file.parity.in_answers.mean_kl < 0.02
         assert file.parity.unmerged.positions == file.parity.in_prompts.positions
         assert 0.0001 < file.parity.unmerged.mean_kl < 0.1
-        assert 0.95 < file.parity.strength < 1.05
-        assert file.parity.correlation > 0.95
+        assert file.parity.strength is not None
+        assert 0.95 < file.parity.strength.slope < 1.05
+        assert file.parity.strength.correlation > 0.95
         assert 100 < file.parity.in_prompts.positions <= 4 * 64
         assert 100 < file.parity.in_answers.positions <= 4 * 48
 
@@ -154,9 +155,11 @@ class TestBrokenRelease:
         weak = make_adapter(starter, tmp_path / "weak", deviation=0.02)
         made = merge(starter, starter_file, weak, converter, tmp_path, factor)
         if passes:
+            from appliance.release import strength
+
             found = hold(made, starter, starter_file, weak, base_in_4_bits=True)
-            assert 0.9 < found.strength < 1.1
-            assert found.correlation > 0.6
+            assert found.strength is not None
+            assert strength.tells(found.strength)
             return
         with pytest.raises(ChildFailed, match="of what the adapter changes should be") as caught:
             hold(made, starter, starter_file, weak, base_in_4_bits=True)
@@ -253,6 +256,11 @@ def likeness(mean_kl: float = 0.0, top1_agreement: float = 1.0) -> Likeness:
     return Likeness(positions=10, mean_kl=mean_kl, top1_agreement=top1_agreement)
 
 
+def slope(found: float, **changes: float) -> Strength:
+    sure = Strength(slope=found, error=0.0, correlation=0.9, places=40.0)
+    return msgspec.structs.replace(sure, **changes)
+
+
 def behaviour_of(**changes: Any) -> TrainedBehaviour:
     answer = TrainedAnswer(line=1, prompt=(1, 2), answer=(3,), stopped=False, likely=())
     plain = TrainedBehaviour(base_in_4_bits=False, moved={}, rows=(), answers=(answer,))
@@ -264,8 +272,7 @@ def numbers(**changes: Any) -> Parity:
         in_answers=likeness(),
         in_prompts=likeness(),
         unmerged=likeness(),
-        strength=1.0,
-        correlation=0.9,
+        strength=slope(1.0),
         answers=8,
         equal_answers=8,
         stopped=8,
@@ -304,11 +311,15 @@ def test_each_number_has_its_bound(changes: dict[str, Any], count: int) -> None:
         ({"unmerged": likeness(0.39)}, 0),
         ({"unmerged": likeness(0.41)}, 1),
         ({"unmerged": likeness(float("nan"))}, 1),
-        ({"strength": 0.76}, 0),
-        ({"strength": 0.74}, 1),
-        ({"strength": 1.16}, 1),
-        ({"strength": 1.16, "correlation": 0.5}, 0),
-        ({"unmerged": likeness(1.5), "strength": 0.5}, 2),
+        ({"strength": slope(0.76)}, 0),
+        ({"strength": slope(0.74)}, 1),
+        ({"strength": slope(1.16)}, 1),
+        ({"strength": slope(0.74, error=0.01)}, 0),
+        ({"strength": slope(0.74, error=0.004)}, 1),
+        ({"strength": slope(1.16, correlation=0.5)}, 0),
+        ({"strength": slope(0.5, places=15.0)}, 0),
+        ({"strength": None}, 0),
+        ({"unmerged": likeness(1.5), "strength": slope(0.5)}, 2),
     ],
 )
 def test_merging_has_bounds_of_its_own_and_an_adapter_may_be_to_blame(
