@@ -12,6 +12,9 @@ import msgspec
 
 from appliance.records import GgufFile, Hyperparameters, Quantization, ReleaseFile, Technique
 
+# Beside a base's GGUF: what llama.cpp's converter makes of its configuration.
+CONFIGURATION = "converter-configuration.json"
+
 
 class Programs(msgspec.Struct, frozen=True, kw_only=True):
     """Argument lists that start the children; their own arguments are appended."""

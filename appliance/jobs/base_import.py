@@ -8,6 +8,7 @@ the model is there, because adapters and releases refer to their base by it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import re
 import shutil
@@ -19,6 +20,7 @@ import msgspec
 
 from appliance import durable
 from appliance.child_records import (
+    CONFIGURATION,
     ImportResult,
     ImportSpec,
     Programs,
@@ -168,6 +170,8 @@ def _publish(
         Path(file.path).rename(staged / name)
         relative = (final / name).relative_to(store.directory)
         files.append(msgspec.structs.replace(file, path=str(relative)))
+    with contextlib.suppress(FileNotFoundError):
+        (work / "release" / CONFIGURATION).rename(staged / CONFIGURATION)
     base = BaseModel(
         name=spec.name,
         created_at=int(time.time()),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import json
 import logging
 import runpy
 import sys
@@ -48,6 +49,42 @@ def run(script: Path, arguments: Sequence[str]) -> None:
         logging.root.setLevel(level_before)
 
 
+def write_configuration(directory: Path, base: Path, destination: Path) -> None:
+    """Write durably what the converter makes of the base's configuration, for `configured`; no file is
+    written if that is not the same as JSON.
+
+    Raises ChildFailed (`conversion_failed`).
+    """
+    with _failure_as_error():
+        hparams = _conversion(directory).ModelBase.load_hparams(base, False)
+        with contextlib.suppress(TypeError):
+            durable.write_durably(destination, json.dumps(hparams).encode())
+
+
+@contextlib.contextmanager
+def configured(directory: Path, configuration: Path) -> Iterator[None]:
+    """Let the converter take the base's configuration from what `write_configuration` wrote, where that is.
+
+    To read it with transformers imports a good part of that library and of torch, which takes longer than a
+    small model's release does otherwise.
+    """
+    if not configuration.is_file():
+        yield
+        return
+    _require(directory / MODEL_SCRIPT)
+    model_base = _conversion(directory).ModelBase
+    before = model_base.load_hparams
+
+    def known(dir_model: Path, is_mistral_format: bool) -> Any:
+        return json.loads(configuration.read_bytes())
+
+    model_base.load_hparams = staticmethod(known)
+    try:
+        yield
+    finally:
+        model_base.load_hparams = staticmethod(before)
+
+
 def stream(directory: Path, base: Path, pairs: Mapping[str, LoraPair], on_tensor: OnTensor) -> None:
     """Hand every tensor of the GGUF of `base` to `on_tensor` in float32, with `pairs` merged into it.
 
@@ -55,8 +92,7 @@ def stream(directory: Path, base: Path, pairs: Mapping[str, LoraPair], on_tensor
     (`release_check_failed`) unless each pair found its weight, of its shape, and was merged once.
     """
     _require(directory / MODEL_SCRIPT)
-    with _importable(directory):
-        conversion = importlib.import_module("conversion")
+    conversion = _conversion(directory)
     with torch.inference_mode(), _failure_as_error():
         hparams = conversion.ModelBase.load_hparams(base, False)
         upstream = conversion.get_model_class(
@@ -133,6 +169,11 @@ class _Collector:
     def __getattr__(self, name: str) -> Any:
         # Metadata, which nobody will write: the base's own file has it.
         return getattr(self._writer, name)
+
+
+def _conversion(directory: Path) -> Any:
+    with _importable(directory):
+        return importlib.import_module("conversion")
 
 
 @contextlib.contextmanager

@@ -17,17 +17,22 @@ from typing import Any, NamedTuple
 
 import msgspec
 import torch
-from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
 from appliance import batch, durable, versions
-from appliance.child_records import ReleaseResult, ReleaseSpec, Trained, TrainedBehaviour
+from appliance.child_records import (
+    CONFIGURATION,
+    ReleaseResult,
+    ReleaseSpec,
+    Trained,
+    TrainedBehaviour,
+)
 from appliance.records import GgufFile, Parity, Quantization, ReleaseFile
 from appliance.release import (
     adapter,
     adapter_conversion,
     base_conversion,
     checks,
+    converter,
     llamacpp,
     parity,
     streaming,
@@ -66,7 +71,6 @@ def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
     started = time.monotonic()
     spec = durable.read_json(directory / batch.SPEC, ReleaseSpec)
     torch.set_num_threads(spec.threads)
-    transformers_logging.disable_progress_bar()
     work = directory / INTERMEDIATE
     shutil.rmtree(work, ignore_errors=True)
     # Of a predecessor that ended before it could say that they are complete.
@@ -75,7 +79,7 @@ def release(directory: Path, reporter: batch.Reporter) -> ReleaseResult:
     try:
         with llamacpp.log_to(reporter.alive):
             if spec.trained is None:
-                made = _base(spec, work, reporter)
+                made = _base(spec, directory, work, reporter)
             else:
                 made = _fine_tuned(spec, spec.trained, work, reporter)
             files = tuple(
@@ -103,7 +107,9 @@ def _remove_models(directory: Path) -> None:
         path.unlink()
 
 
-def _base(spec: ReleaseSpec, work: Path, reporter: batch.Reporter) -> dict[Quantization, _Made]:
+def _base(
+    spec: ReleaseSpec, directory: Path, work: Path, reporter: batch.Reporter
+) -> dict[Quantization, _Made]:
     """The base as it is: converted whole, then quantized, by llama.cpp's own programs."""
     steps = _Steps(1 + 2 * len(spec.quantizations), reporter)
     base = Path(spec.base_directory)
@@ -112,6 +118,7 @@ def _base(spec: ReleaseSpec, work: Path, reporter: batch.Reporter) -> dict[Quant
     float_file = work / "float.gguf"
     base_conversion.convert(base, float_file, spec.model_name, Path(spec.converter_directory))
     tokenizer = _tokenizer(spec)
+    converter.write_configuration(Path(spec.converter_directory), base, directory / CONFIGURATION)
     made = {}
     for quantization in spec.quantizations:
         path = work / _file_name(quantization)
@@ -138,19 +145,21 @@ def _fine_tuned(
     layouts = streaming.layouts(Path(trained.base_file), spec.quantizations, spec.model_name)
     needed = sum(each.file_bytes for each in layouts.values())
     _check_space(work, needed + adapter_conversion.bytes_needed(directory))
-    # Before the long work, since it is cheap: what it refuses fails early.
-    steps.begin("adapter", "converting the adapter alone")
-    adapter_conversion.convert(
-        directory, sources.pairs, base, work / ADAPTER_FILE, sources.converter_directory
-    )
     paths = {quantization: work / _file_name(quantization) for quantization in layouts}
-    steps.begin("merge", f"merging the adapter and quantizing to {', '.join(layouts)}")
-    streaming.write(
-        sources,
-        {paths[quantization]: layout for quantization, layout in layouts.items()},
-        threads=spec.threads,
-        on_tensor=_tells_tenths(len(next(iter(layouts.values())).tensors), reporter),
-    )
+    configuration = Path(trained.base_file).with_name(CONFIGURATION)
+    with converter.configured(sources.converter_directory, configuration):
+        # Before the long work, since it is cheap: what it refuses fails early.
+        steps.begin("adapter", "converting the adapter alone")
+        adapter_conversion.convert(
+            directory, sources.pairs, base, work / ADAPTER_FILE, sources.converter_directory
+        )
+        steps.begin("merge", f"merging the adapter and quantizing to {', '.join(layouts)}")
+        streaming.write(
+            sources,
+            {paths[quantization]: layout for quantization, layout in layouts.items()},
+            threads=spec.threads,
+            on_tensor=_tells_tenths(len(next(iter(layouts.values())).tensors), reporter),
+        )
     pairs = len(sources.pairs)
     reporter.report("merged", f"merged {pairs} LoRA pairs", data={"lora_pairs": pairs})
     steps.begin("unmerged", "asking the base with the adapter attached")
@@ -208,6 +217,9 @@ def _tells_tenths(total: int, reporter: batch.Reporter) -> Callable[[str], None]
 
 
 def _tokenizer(spec: ReleaseSpec) -> Any:
+    # Late, since it takes as long as a small model's merge.
+    from transformers import AutoTokenizer
+
     return AutoTokenizer.from_pretrained(spec.base_directory, local_files_only=True)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from appliance import durable, gguf_header, process
-from appliance.child_records import ReleaseResult
+from appliance.child_records import CONFIGURATION, ReleaseResult
 from appliance.errors import ChildFailed
 from tests.children import make_adapter, reported
 from tests.release.specs import NAME, base_spec, refusal_of, release, trained_spec
@@ -154,6 +154,28 @@ class TestRelease:
         assert {path.name for path in tmp_path.iterdir()} == {
             path.name for path in released.iterdir()
         }
+
+    def test_what_the_converter_made_of_the_configuration_is_read_again_where_it_is_there(
+        self,
+        released: Path,
+        tiny: Path,
+        tiny_file: Path,
+        adapter: Path,
+        converter: Path,
+        tmp_path: Path,
+    ) -> None:
+        other = Path(shutil.copy(tiny_file, tmp_path / "base.gguf"))
+        spec = trained_spec(tiny, other, adapter, converter, quantizations=["Q8_0"])
+        first = durable.read_json(released / "result.json", ReleaseResult)
+        expected = {file.quantization: file.sha256 for file in first.files}["Q8_0"]
+        (file,) = release(tmp_path / "without", spec).files
+        assert file.sha256 == expected
+        known = json.loads(tiny_file.with_name(CONFIGURATION).read_bytes())
+        assert known["num_attention_heads"] == 4
+        known["num_attention_heads"] = 8
+        (tmp_path / CONFIGURATION).write_text(json.dumps(known))
+        # Queries are permuted by the number of heads.
+        assert refusal_of(tmp_path / "other", spec).code == "parity_failed"
 
     def test_without_adapter_the_base_itself_is_released(
         self, tiny: Path, converter: Path, tmp_path: Path
