@@ -36,6 +36,8 @@ from appliance.api.openai.completions import CompletionsController
 from appliance.api.openai.files import FilesController
 from appliance.api.openai.fine_tuning import FineTuningController
 from appliance.api.openai.model_list import ModelsController
+from appliance.api.openai.upload_form import OVERHEAD_BYTES
+from appliance.api.openai.uploads import UploadPartsController, UploadsController
 from appliance.child_records import Programs
 from appliance.engine import client as engine_client
 from appliance.hardware import selection
@@ -57,10 +59,9 @@ from appliance.store.store import Store, create_state_dir
 
 logger = logging.getLogger(__name__)
 
-# Room for the form around an uploaded file.
-MULTIPART_OVERHEAD_BYTES = 1 << 20
 WORKER_THREADS = 32
 IDLE_POLL_SECONDS = 10
+UPLOADS_POLL_SECONDS = 600
 
 OPENAPI = OpenAPIConfig(
     title="Fine-tuning appliance",
@@ -85,6 +86,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     store = Store(settings.state_dir)
     store.keys.ensure_admin(settings.admin_key_file)
     store.files.delete_unused_blobs()
+    store.uploads.remove_ended()
     deletion.remove_leftovers(store)
     ledger = Ledger(settings.state_dir / DIRECTORY, selected.machine.device_bytes)
     router = _model_router(settings, profile, store, programs, ledger)
@@ -114,6 +116,8 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         runner.start()
         timers = AsyncIOScheduler(timezone=UTC)
         timers.add_job(router.unload_idle, "interval", seconds=IDLE_POLL_SECONDS)
+        # In a thread, as it is no coroutine.
+        timers.add_job(store.uploads.remove_ended, "interval", seconds=UPLOADS_POLL_SECONDS)
         timers.start()
         _report(settings, selected, store)
         logger.info("ready", extra={"url": settings.url, "profile": profile.name})
@@ -126,24 +130,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
             store.close()
 
     app = Litestar(
-        route_handlers=[
-            Router(
-                "/",
-                route_handlers=[FilesController],
-                request_max_body_size=settings.max_upload_bytes + MULTIPART_OVERHEAD_BYTES,
-            ),
-            FineTuningController,
-            ModelsController,
-            ChatController,
-            CompletionsController,
-            AliasesController,
-            KeysController,
-            ModelDetailsController,
-            HardwareController,
-            health.healthz,
-            health.readyz,
-            metrics.get_metrics,
-        ],
+        route_handlers=_route_handlers(settings),
         guards=[auth.require_key, stopping.refuse_when_stopping],
         exception_handlers=dict(errors.HANDLERS),
         dependencies={
@@ -174,6 +161,29 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     app.state.store = store
     app.state.work = work
     return app
+
+
+def _route_handlers(settings: Settings) -> list[Any]:
+    return [
+        Router(
+            "/",
+            route_handlers=[FilesController],
+            request_max_body_size=settings.max_upload_bytes + OVERHEAD_BYTES,
+        ),
+        UploadsController,
+        UploadPartsController,
+        FineTuningController,
+        ModelsController,
+        ChatController,
+        CompletionsController,
+        AliasesController,
+        KeysController,
+        ModelDetailsController,
+        HardwareController,
+        health.healthz,
+        health.readyz,
+        metrics.get_metrics,
+    ]
 
 
 def _report(settings: Settings, selected: selection.Selection, store: Store) -> None:

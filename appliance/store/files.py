@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from sqlalchemy import delete, select
+from sqlalchemy import Connection, delete, select
 
 from appliance.errors import NotFound
 from appliance.records import CheckedRows, StoredFile
@@ -35,8 +35,12 @@ class FileStore:
         purpose: str,
         limit_bytes: int,
         check: Callable[[Path], CheckedRows | None],
+        in_transaction: Callable[[Connection, StoredFile], None] = lambda connection, file: None,
     ) -> StoredFile:
-        """Store a file if `check` accepts its bytes; `check` returns what it knows of its rows, if any."""
+        """Store a file if `check` accepts its bytes; `check` returns what it knows of its rows, if any.
+
+        What `in_transaction` writes is durable together with the file, or neither is.
+        """
         incoming = self._blobs.receive(source, limit_bytes=limit_bytes)
         try:
             checked = check(incoming.path)
@@ -55,6 +59,7 @@ class FileStore:
                 try:
                     with self._database.transaction() as connection:
                         rows.add(connection, files, file)
+                        in_transaction(connection, file)
                 except BaseException:
                     self._delete_unless_used(file.sha256)
                     raise

@@ -1,6 +1,7 @@
 """Opens the state directory and hands out the stores in it.
 
-Layout: `appliance.db`, `blobs/`, `jobs/ID/`, `base_models/NAME/`, `tmp/`, `admin.key`, `daemon.lock`.
+Layout: `appliance.db`, `blobs/`, `uploads/ID/`, `jobs/ID/`, `base_models/NAME/`, `tmp/`, `admin.key`,
+`daemon.lock`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,16 @@ import tempfile
 from pathlib import Path
 
 from appliance.errors import ConfigurationError
-from appliance.records import ApiKey, BaseModel, Job, JobEvent, Release, StoredFile
+from appliance.records import (
+    ApiKey,
+    BaseModel,
+    Job,
+    JobEvent,
+    Release,
+    StoredFile,
+    Upload,
+    UploadPart,
+)
 from appliance.store import rows
 from appliance.store.aliases import Alias, AliasStore
 from appliance.store.blobs import BlobStore
@@ -18,6 +28,7 @@ from appliance.store.database import Database
 from appliance.store.files import FileStore
 from appliance.store.jobs import JobStore
 from appliance.store.keys import KeyStore
+from appliance.store.uploads import UploadStore
 
 
 class Store:
@@ -28,7 +39,9 @@ class Store:
         self.jobs_directory = state_dir / "jobs"
         self.base_models_directory = state_dir / "base_models"
         self.temporary_directory = state_dir / "tmp"
-        rows.prepare(Alias, ApiKey, BaseModel, Job, JobEvent, Release, StoredFile)
+        rows.prepare(
+            Alias, ApiKey, BaseModel, Job, JobEvent, Release, StoredFile, Upload, UploadPart
+        )
         create_state_dir(state_dir)
         for directory in (
             self.jobs_directory,
@@ -37,7 +50,9 @@ class Store:
         ):
             directory.mkdir(exist_ok=True)
         self._database = Database(state_dir / "appliance.db")
-        self.files = FileStore(self._database, BlobStore(state_dir / "blobs"))
+        blobs = BlobStore(state_dir / "blobs")
+        self.files = FileStore(self._database, blobs)
+        self.uploads = UploadStore(self._database, self.files, blobs, state_dir / "uploads")
         self.jobs = JobStore(self._database)
         self.catalog = CatalogStore(self._database)
         self.aliases = AliasStore(self._database)

@@ -63,6 +63,30 @@ files = Table(
     Column("longest_row_bytes", Integer),
 )
 
+uploads = Table(
+    "uploads",
+    metadata,
+    Column("position", Integer, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("created_at", Integer, nullable=False),
+    Column("expires_at", Integer, nullable=False),
+    Column("filename", String, nullable=False),
+    Column("purpose", String, nullable=False),
+    Column("bytes", Integer, nullable=False),
+    Column("status", String, nullable=False, index=True),
+    Column("file_id", String),
+)
+
+upload_parts = Table(
+    "upload_parts",
+    metadata,
+    Column("position", Integer, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("created_at", Integer, nullable=False),
+    Column("upload_id", String, ForeignKey("uploads.id"), nullable=False, index=True),
+    Column("bytes", Integer, nullable=False),
+)
+
 base_models = Table(
     "base_models",
     metadata,

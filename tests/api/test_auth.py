@@ -32,12 +32,17 @@ ROUTES = [
     ("GET", "/v1/fine_tuning/jobs/{job_id}/events"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
+    ("GET", "/v1/uploads/{upload_id}"),
     ("POST", "/api/v1/keys"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/files"),
     ("POST", "/v1/fine_tuning/jobs"),
     ("POST", "/v1/fine_tuning/jobs/{job_id}/cancel"),
+    ("POST", "/v1/uploads"),
+    ("POST", "/v1/uploads/{upload_id}/cancel"),
+    ("POST", "/v1/uploads/{upload_id}/complete"),
+    ("POST", "/v1/uploads/{upload_id}/parts"),
     ("PUT", "/api/v1/aliases/{name}"),
 ]
 ADMIN_ONLY = [
@@ -73,7 +78,7 @@ def test_every_route_is_in_the_table(tmp_path):
         if not path.startswith("/schema") and method != "OPTIONS"
     }
     assert ours == set(ROUTES)
-    assert len(ROUTES) == 27
+    assert len(ROUTES) == 32
 
 
 @pytest.mark.parametrize("key", [None, "sk-wrong", "x" * 5000, "é"])
@@ -89,7 +94,7 @@ def test_no_route_but_one_answers_without_a_known_key(shared_daemon, tmp_path, k
             asked += 1
             error = error_of(client.request(method, filled), 401)
             assert error["code"] in ("missing_api_key", "invalid_api_key"), (method, path)
-    assert asked == 51
+    assert asked == 61
 
 
 def test_health_needs_no_key_and_tells_nothing(shared_daemon):

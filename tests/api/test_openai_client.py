@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 
 import openai
@@ -82,6 +83,53 @@ def test_files_come_back_as_they_went(client):
     again = client.files.create(file=("again.bin", data), purpose="user_data")
     ids = [each.id for each in client.files.list(purpose="user_data", limit=1)]
     assert ids[:2] == [again.id, file.id]
+
+
+def test_a_file_in_parts_is_one_as_any_other(client, tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(rows())
+    md5 = hashlib.md5(rows()).hexdigest()
+    done = client.uploads.upload_file_chunked(
+        file=path, mime_type="application/jsonl", purpose="fine-tune", part_size=100, md5=md5
+    )
+    assert (done.status, done.file.filename, done.file.bytes) == (
+        "completed",
+        "train.jsonl",
+        len(rows()),
+    )
+    assert client.files.content(done.file.id).read() == rows()
+    job = client.fine_tuning.jobs.create(model=BASE, training_file=done.file.id)
+    assert ended(client, job.id).status == "succeeded"
+
+
+def test_training_data_in_parts_is_checked_row_by_row(client):
+    upload = client.uploads.create(
+        bytes=8, filename="t.jsonl", mime_type="text/plain", purpose="fine-tune"
+    )
+    part = client.uploads.parts.create(upload.id, data=b'{"no": 1')
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.uploads.complete(upload.id, part_ids=[part.id])
+    assert caught.value.code == "invalid_jsonl"
+    assert client.uploads.cancel(upload.id).status == "cancelled"
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.uploads.parts.create(upload.id, data=b"x")
+    assert caught.value.code == "upload_not_pending"
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"bytes": 0}, "invalid_value"),
+        ({"bytes": 1 << 40}, "file_too_large"),
+        ({"purpose": "anything"}, "invalid_purpose"),
+        ({"expires_after": {"anchor": "created_at", "seconds": 3600}}, "unsupported_parameter"),
+    ],
+)
+def test_uploads_that_cannot_be_are_refused_before_the_first_part(client, changes, code):
+    announced = {"bytes": 8, "filename": "f", "mime_type": "x", "purpose": "user_data"} | changes
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.uploads.create(**announced)
+    assert caught.value.code == code
 
 
 def test_expiry_of_a_file_is_refused_rather_than_ignored(client):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, cast, get_args
 from urllib.parse import quote
@@ -23,12 +23,14 @@ from appliance.serving.admission import stopping
 from appliance.settings import Settings
 from appliance.store.store import Store
 
-Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals"]
+Purpose = Literal["assistants", "batch", "fine-tune", "vision", "user_data", "evals", "model"]
 TRAINING: Purpose = "fine-tune"
+# A file of a base model, to be imported; not one of OpenAI's.
+MODEL: Purpose = "model"
 MAX_FILENAME_CHARACTERS = 255
 PIECE_BYTES = 1 << 20
 # Checking takes a whole core; more at once would only make everything else wait.
-UPLOADS_AT_ONCE = 2
+ADDING = asyncio.Semaphore(2)
 
 
 class FileObject(msgspec.Struct):
@@ -61,7 +63,6 @@ class FilesController(Controller):
 
     path = "/v1/files"
     tags = ("files",)
-    _adding = asyncio.Semaphore(UPLOADS_AT_ONCE)
 
     @post("/", operation_id="createFile", status_code=HTTP_200_OK)
     async def create(
@@ -69,20 +70,20 @@ class FilesController(Controller):
     ) -> FileObject:
         """Store a file; training data is checked row by row before it is accepted."""
         async with upload_form.read(request, store.temporary_directory) as form:
-            _refuse_expiry(form.fields)
-            purpose = _purpose(form.fields.get("purpose"))
+            refuse_expiry(form.fields)
+            purpose = purpose_of(form.fields.get("purpose"))
             if form.filename is None:
                 raise InvalidInput(
                     "missing_file", "the form should hold a file in its field file", param="file"
                 )
-            async with self._adding:
+            async with ADDING:
                 file = await asyncio.to_thread(
                     store.files.add,
                     form.file,
-                    filename=_safe_filename(form.filename),
+                    filename=safe_filename(form.filename),
                     purpose=purpose,
                     limit_bytes=settings.max_upload_bytes,
-                    check=_check_for(purpose, request.app.state.work),
+                    check=check_for(purpose, request.app.state.work),
                 )
         return to_wire(file)
 
@@ -137,7 +138,8 @@ async def _pieces(content: BinaryIO) -> AsyncGenerator[bytes, None]:
             yield piece
 
 
-def _purpose(given: object) -> Purpose:
+def purpose_of(given: object) -> Purpose:
+    """What a client says that a file is for; raises InvalidInput for what there is not."""
     try:
         return cast(Purpose, msgspec.convert(given, Purpose))
     except msgspec.ValidationError:
@@ -148,7 +150,7 @@ def _purpose(given: object) -> Purpose:
         ) from None
 
 
-def _refuse_expiry(fields: dict[str, str]) -> None:
+def refuse_expiry(fields: Iterable[str]) -> None:
     """Ignoring it would keep data that its owner believes to be gone."""
     if any(name.startswith("expires_after") for name in fields):
         raise InvalidInput(
@@ -159,8 +161,11 @@ def _refuse_expiry(fields: dict[str, str]) -> None:
         )
 
 
-def _check_for(purpose: Purpose, work: Any) -> Callable[[Path], CheckedRows | None]:
-    """`work` says whether the appliance is being stopped: then nobody waits for a long check."""
+def check_for(purpose: Purpose, work: Any) -> Callable[[Path], CheckedRows | None]:
+    """What looks at the bytes of such a file.
+
+    `work` says whether the appliance is being stopped: then nobody waits for a long check.
+    """
     if purpose != TRAINING:
         return lambda path: None
 
@@ -171,7 +176,8 @@ def _check_for(purpose: Purpose, work: Any) -> Callable[[Path], CheckedRows | No
     return lambda path: chat_rows.check_file(path, go_on)
 
 
-def _safe_filename(name: str) -> str:
+def safe_filename(name: str) -> str:
+    """What a client calls a file, as far as it is a plain name."""
     # Shown to people and sent in a header; never a path here, whatever the client calls it.
     printable = "".join(character for character in name if character.isprintable())
     return printable.replace("\\", "/").rpartition("/")[2][:MAX_FILENAME_CHARACTERS] or "file"

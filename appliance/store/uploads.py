@@ -1,0 +1,275 @@
+"""Uploads in parts: each part durable by itself, all of them a file in one step at the end.
+
+A file is there or it is not: a kill in the middle leaves an upload that can be gone on with until it expires.
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from sqlalchemy import Connection, delete, func, select, update
+
+from appliance import durable
+from appliance.errors import Busy, InvalidInput, NotFound, TooLarge, WrongState
+from appliance.records import CheckedRows, StoredFile, Upload, UploadPart, UploadStatus
+from appliance.store import rows
+from appliance.store.blobs import BlobStore
+from appliance.store.database import Database
+from appliance.store.files import FileStore
+from appliance.store.joined_files import JoinedFiles
+from appliance.store.tables import upload_parts, uploads
+
+# OpenAI gives one hour, and takes 8 GB; a model of 40 GB over a slow line takes longer.
+LIFETIME_SECONDS = 24 * 3600
+MAX_PART_BYTES = 64 << 20
+MAX_PENDING = 64
+# A part whose answer was lost is sent again, and there is no way to take the first one back.
+_MOST_PARTS_OF_BYTES = 2
+
+
+class UploadStore:
+    """Uploads and their parts, below `directory`."""
+
+    def __init__(
+        self, database: Database, files: FileStore, blobs: BlobStore, directory: Path
+    ) -> None:
+        self._database = database
+        self._files = files
+        self._blobs = blobs
+        self._directory = directory
+        self._creating = threading.Lock()
+        directory.mkdir(exist_ok=True)
+
+    def create(self, *, filename: str, purpose: str, size_bytes: int) -> Upload:
+        """Begin an upload; raises OutOfDisk if there is no room for it, Busy if too many are under way."""
+        now = int(time.time())
+        upload = Upload(
+            id=rows.new_id("upload_"),
+            created_at=now,
+            expires_at=now + LIFETIME_SECONDS,
+            filename=filename,
+            purpose=purpose,
+            bytes=size_bytes,
+        )
+        with self._creating:
+            self._check_room(size_bytes)
+            (self._directory / upload.id).mkdir()
+            durable.fsync_path(self._directory)
+            with self._database.transaction() as connection:
+                rows.add(connection, uploads, upload)
+        return upload
+
+    def get(self, upload_id: str) -> Upload:
+        """The upload, or NotFound."""
+        with self._database.reading() as connection:
+            return _get(connection, upload_id)
+
+    def file_of(self, upload: Upload) -> StoredFile | None:
+        """What came of it, unless that was deleted since."""
+        return None if upload.file_id is None else self._files.find(upload.file_id)
+
+    def add_part(self, upload_id: str, source: BinaryIO) -> UploadPart:
+        """Store one part; raises WrongState if the upload has ended, TooLarge beyond what it may hold."""
+        with self._database.reading() as connection:
+            _require_pending(_get(connection, upload_id))
+        incoming = self._blobs.receive(source, limit_bytes=MAX_PART_BYTES)
+        part = UploadPart(
+            id=rows.new_id("part_"),
+            created_at=int(time.time()),
+            upload_id=upload_id,
+            bytes=incoming.bytes,
+        )
+        path = self._path(part)
+        try:
+            # Gone if the upload was ended meanwhile, which the transaction finds.
+            with suppress(FileNotFoundError):
+                incoming.path.replace(path)
+                durable.fsync_path(path.parent)
+            with self._database.transaction() as connection:
+                upload = _get(connection, upload_id)
+                _require_pending(upload)
+                _check_total(connection, upload, part)
+                rows.add(connection, upload_parts, part)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        finally:
+            self._blobs.discard(incoming)
+        return part
+
+    def complete(
+        self,
+        upload_id: str,
+        part_ids: Sequence[str],
+        md5: str | None,
+        check: Callable[[Path], CheckedRows | None],
+    ) -> Upload:
+        """Make a file of the parts, in this order; of an upload that is complete already, what came of it.
+
+        Raises InvalidInput if they are not what was announced, or `check` refuses the bytes: then the upload
+        is as it was.
+        """
+        with self._database.reading() as connection:
+            upload = _get(connection, upload_id)
+            if upload.status is UploadStatus.COMPLETED:
+                return upload
+            _require_pending(upload)
+            paths = [self._path(part) for part in _chosen(connection, upload, part_ids)]
+
+        def end(connection: Connection, file: StoredFile) -> None:
+            _end(connection, upload_id, UploadStatus.COMPLETED, file.id)
+
+        source = JoinedFiles(paths)
+        try:
+            self._files.add(
+                cast(BinaryIO, source),
+                filename=upload.filename,
+                purpose=upload.purpose,
+                limit_bytes=upload.bytes,
+                check=lambda path: check(_intact(path, source, md5)),
+                in_transaction=end,
+            )
+        except (FileNotFoundError, WrongState):
+            # Ended meanwhile, and its parts with it; perhaps by the same request, sent again.
+            upload = self.get(upload_id)
+            if upload.status is UploadStatus.COMPLETED:
+                return upload
+            _require_pending(upload)
+            raise
+        self._remove(upload_id)
+        return self.get(upload_id)
+
+    def cancel(self, upload_id: str) -> Upload:
+        """End an upload and forget its parts; raises WrongState if it has ended."""
+        with self._database.transaction() as connection:
+            _require_pending(_get(connection, upload_id))
+            _end(connection, upload_id, UploadStatus.CANCELLED)
+        self._remove(upload_id)
+        return self.get(upload_id)
+
+    def remove_ended(self) -> None:
+        """End what has expired, and remove parts that belong to no upload under way."""
+        with self._creating:
+            with self._database.transaction() as connection:
+                pending = select(uploads.c.id).where(uploads.c.status == UploadStatus.PENDING.value)
+                late = pending.where(uploads.c.expires_at <= time.time())
+                for upload_id in connection.scalars(late).all():
+                    _end(connection, upload_id, UploadStatus.EXPIRED)
+                known = set(connection.scalars(pending))
+            for directory in self._directory.iterdir():
+                if directory.name not in known:
+                    shutil.rmtree(directory, ignore_errors=True)
+
+    def _check_room(self, size_bytes: int) -> None:
+        with self._database.reading() as connection:
+            pending = connection.execute(
+                select(func.count(), func.sum(uploads.c.bytes)).where(
+                    uploads.c.status == UploadStatus.PENDING.value
+                )
+            ).one()
+        if pending[0] >= MAX_PENDING:
+            raise Busy(
+                "too_many_uploads",
+                f"at most {MAX_PENDING} uploads may be under way; there are {pending[0]}",
+                next_step="complete or cancel some",
+            )
+        # Parts and file lie side by side while the one is made of the others.
+        needed = 2 * (size_bytes + (pending[1] or 0))
+        free = shutil.disk_usage(self._directory).free
+        if needed > free:
+            raise durable.out_of_disk(
+                f"an upload of {size_bytes} bytes, with those under way, needs {needed / 2**30:.1f} GiB "
+                f"of free space; there are {free / 2**30:.1f} GiB"
+            )
+
+    def _path(self, part: UploadPart) -> Path:
+        return self._directory / part.upload_id / part.id
+
+    def _remove(self, upload_id: str) -> None:
+        shutil.rmtree(self._directory / upload_id, ignore_errors=True)
+
+
+def _intact(path: Path, source: JoinedFiles, md5: str | None) -> Path:
+    found = source.md5.hexdigest()
+    if md5 is not None and md5.lower() != found:
+        raise InvalidInput(
+            "md5_mismatch",
+            f"the file should have the MD5 {md5}; its parts together have {found}",
+            param="md5",
+            next_step="upload it again",
+        )
+    return path
+
+
+def _chosen(connection: Connection, upload: Upload, part_ids: Sequence[str]) -> list[UploadPart]:
+    query = select(upload_parts).where(upload_parts.c.upload_id == upload.id)
+    known = {row.id: rows.to_record(row, UploadPart) for row in connection.execute(query)}
+    strangers = [part_id for part_id in part_ids if part_id not in known]
+    if strangers or len(set(part_ids)) != len(part_ids):
+        raise InvalidInput(
+            "invalid_parts",
+            f"part_ids should name each part of {upload.id} at most once; "
+            f"{f'{strangers[0]!r} is none' if strangers else 'one is named twice'}",
+            param="part_ids",
+        )
+    chosen = [known[part_id] for part_id in part_ids]
+    total = sum(part.bytes for part in chosen)
+    if total != upload.bytes:
+        raise InvalidInput(
+            "incomplete_upload",
+            f"the parts should have the {upload.bytes} bytes that were announced; they have {total}",
+            param="part_ids",
+            next_step="add what is missing, or begin another upload",
+        )
+    return chosen
+
+
+def _check_total(connection: Connection, upload: Upload, part: UploadPart) -> None:
+    query = select(func.sum(upload_parts.c.bytes)).where(upload_parts.c.upload_id == upload.id)
+    total = (connection.execute(query).scalar() or 0) + part.bytes
+    if part.bytes > upload.bytes or total > _MOST_PARTS_OF_BYTES * upload.bytes:
+        raise TooLarge(
+            "upload_too_large",
+            f"the parts should have the {upload.bytes} bytes that were announced; they would have {total}",
+            param="data",
+            next_step="begin another upload with the right size",
+        )
+
+
+def _get(connection: Connection, upload_id: str) -> Upload:
+    found = rows.find(connection, uploads, Upload, id=upload_id)
+    if found is None:
+        raise NotFound("upload_not_found", f"No such upload: {upload_id!r}", param="upload_id")
+    return found
+
+
+def _require_pending(upload: Upload) -> None:
+    late = upload.expires_at <= time.time()
+    if upload.status is not UploadStatus.PENDING or late:
+        status = UploadStatus.EXPIRED if upload.status is UploadStatus.PENDING else upload.status
+        raise WrongState(
+            "upload_not_pending",
+            f"the upload should be pending; it is {status.value}",
+            param="upload_id",
+            next_step="begin another upload",
+        )
+
+
+def _end(
+    connection: Connection, upload_id: str, status: UploadStatus, file_id: str | None = None
+) -> None:
+    pending = uploads.c.status == UploadStatus.PENDING.value
+    done = connection.execute(
+        update(uploads)
+        .where(uploads.c.id == upload_id, pending)
+        .values(status=status.value, file_id=file_id)
+    )
+    if done.rowcount == 0:
+        _require_pending(_get(connection, upload_id))
+    connection.execute(delete(upload_parts).where(upload_parts.c.upload_id == upload_id))
