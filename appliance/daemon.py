@@ -29,6 +29,7 @@ from appliance.api import auth, errors, health, listening, metrics, stopping
 from appliance.api.appliance.aliases import AliasesController
 from appliance.api.appliance.catalog import ModelDetailsController
 from appliance.api.appliance.hardware import HardwareController
+from appliance.api.appliance.imports import ImportsController
 from appliance.api.appliance.keys import KeysController
 from appliance.api.body_timeout import BodyTimeout
 from appliance.api.openai.chat import ChatController
@@ -44,8 +45,10 @@ from appliance.hardware import selection
 from appliance.hardware.lease import DIRECTORY, Ledger, grant
 from appliance.hardware.profiles import HardwareProfile
 from appliance.hardware.sensors import Sensors
-from appliance.jobs import deletion
+from appliance.jobs import deletion, import_request
+from appliance.jobs.base_import import import_base
 from appliance.jobs.course import Course
+from appliance.jobs.import_queue import ImportQueue
 from appliance.jobs.memory import Serving
 from appliance.jobs.runner import JobRunner
 from appliance.serving import names
@@ -88,6 +91,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     store.files.delete_unused_blobs()
     store.uploads.remove_ended()
     deletion.remove_leftovers(store)
+    import_request.remove_leftovers(store)
     ledger = Ledger(settings.state_dir / DIRECTORY, selected.machine.device_bytes)
     router = _model_router(settings, profile, store, programs, ledger)
     aliases = Aliases(store, router, max_waiting=settings.max_waiting_requests)
@@ -107,13 +111,15 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
         jobs_by_status=store.jobs.count_by_status, router=router, ledger=ledger
     )
 
-    work = server.Work(runner, router, aliases)
+    imports = ImportQueue(store, partial(import_base, store, settings, selected, ledger, programs))
+    work = server.Work(runner, imports, router, aliases)
 
     @asynccontextmanager
     async def lifespan(_app: Litestar) -> AsyncIterator[None]:
         # Requests that only read must not wait behind uploads that are being checked.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(WORKER_THREADS))
         runner.start()
+        imports.start()
         timers = AsyncIOScheduler(timezone=UTC)
         timers.add_job(router.unload_idle, "interval", seconds=IDLE_POLL_SECONDS)
         # In a thread, as it is no coroutine.
@@ -146,6 +152,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
                 "router": router,
                 "aliases": aliases,
                 "runner": runner,
+                "imports": imports,
                 "metrics": counters,
             }.items()
         },
@@ -179,6 +186,7 @@ def _route_handlers(settings: Settings) -> list[Any]:
         AliasesController,
         KeysController,
         ModelDetailsController,
+        ImportsController,
         HardwareController,
         health.healthz,
         health.readyz,

@@ -50,15 +50,6 @@ class JobStatus(enum.StrEnum):
     CANCELLED = "cancelled"
 
 
-class UploadStatus(enum.StrEnum):
-    """OpenAI's statuses of an upload in parts."""
-
-    PENDING = "pending"
-    COMPLETED = "completed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
-
-
 # --- what users own ---
 
 
@@ -83,28 +74,6 @@ class StoredFile(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     rows: int | None = None
     longest_row_bytes: int | None = None
-
-
-class Upload(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that comes in parts; `bytes` is what was announced, `file_id` what came of it."""
-
-    id: str
-    created_at: int
-    expires_at: int
-    filename: str
-    purpose: str
-    bytes: int
-    status: UploadStatus = UploadStatus.PENDING
-    file_id: str | None = None
-
-
-class UploadPart(msgspec.Struct, frozen=True, kw_only=True):
-    """A part of an upload that has arrived."""
-
-    id: str
-    created_at: int
-    upload_id: str
-    bytes: int
 
 
 class JobError(msgspec.Struct, frozen=True, kw_only=True):

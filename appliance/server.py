@@ -20,6 +20,7 @@ from granian.server.embed import Server
 from litestar import Litestar
 
 from appliance import systemd
+from appliance.jobs.import_queue import ImportQueue
 from appliance.jobs.runner import JobRunner
 from appliance.serving.aliases import Aliases
 from appliance.serving.router import Router
@@ -36,10 +37,16 @@ HANG_SECONDS = 10
 
 
 class Work:
-    """What the daemon does for its clients: answers, changes of aliases, jobs. Belongs to the event loop."""
+    """What the daemon does for its clients: answers, changes of aliases, jobs, imports.
 
-    def __init__(self, runner: JobRunner, router: Router, aliases: Aliases) -> None:
+    Belongs to the event loop.
+    """
+
+    def __init__(
+        self, runner: JobRunner, imports: ImportQueue, router: Router, aliases: Aliases
+    ) -> None:
         self._runner = runner
+        self._imports = imports
         self._router = router
         self._aliases = aliases
         self.stopping = False
@@ -49,12 +56,18 @@ class Work:
         """Refuse what is new, stop the rest, and return when no answer is under way any more."""
         self.stopping = True
         self._router.refuse()
-        await asyncio.gather(self._runner.stop(), self._aliases.stop(), self._router.wait_unused())
+        await asyncio.gather(
+            self._runner.stop(),
+            self._imports.stop(),
+            self._aliases.stop(),
+            self._router.wait_unused(),
+        )
 
     async def stop(self) -> None:
         """End answers, changes of aliases and jobs, and refuse what is new. May be called again."""
         self.stopping = True
         await self._runner.stop()
+        await self._imports.stop()
         await self._aliases.stop()
         await self._router.close()
 

@@ -35,6 +35,7 @@ LAYERS = {
         "records",
         "settings",
         "systemd",
+        "upload_records",
         "versions",
     },
     1: {

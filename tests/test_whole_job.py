@@ -45,6 +45,33 @@ def client(daemon: RealDaemon) -> openai.OpenAI:
     return openai.OpenAI(base_url=f"{daemon.url}/v1", api_key=daemon.key, timeout=120)
 
 
+def test_a_base_model_comes_over_the_network_in_parts(
+    daemon: RealDaemon, client: openai.OpenAI, starter_gguf: Path
+) -> None:
+    file = client.uploads.upload_file_chunked(
+        file=starter_gguf,
+        mime_type="application/octet-stream",
+        purpose="model",  # type: ignore[arg-type]
+        part_size=16 << 20,
+    ).file
+    assert file is not None
+    assert file.bytes == starter_gguf.stat().st_size
+    wanted = {"name": "sent", "licence": "Apache-2.0", "origin": "a test", "files": [file.id]}
+    asked = ok(daemon.http.post("/api/v1/imports", json=wanted))
+    client.files.delete(file.id)
+
+    def ended() -> Any:
+        found = ok(daemon.http.get(f"/api/v1/imports/{asked['id']}"))
+        return found if found["finished_at"] else None
+
+    assert wait_for(ended, "the import to end")["status"] == "succeeded"
+    bases = {each["name"]: each for each in ok(daemon.http.get("/api/v1/models"))["base_models"]}
+    # The same model as the one that was imported on the box.
+    assert bases["sent"]["sha256"] == bases[BASE]["sha256"]
+    assert ask(client, "sent", "What is the colour of box 7?")
+    client.models.delete("sent")
+
+
 def test_killed_in_mid_training_a_job_ends_with_the_weights_of_one_that_was_left_alone(
     daemon: RealDaemon, client: openai.OpenAI
 ) -> None:

@@ -59,12 +59,7 @@ async def import_base(
     if the name belongs to another model or to an alias, Busy if another import is under way. Memory that
     others hold is waited for.
     """
-    if not NAME.fullmatch(spec.name):
-        raise InvalidInput(
-            "invalid_model_name",
-            f"a base model's name should match {NAME.pattern}; found {spec.name!r}",
-            param="name",
-        )
+    check_name(spec.name)
     await asyncio.to_thread(store.catalog.check_base_name, spec.name)
     with scratch.one_at_a_time(store, "import") as work:
         imported = await stages.run(
@@ -97,6 +92,16 @@ async def import_base(
                 pass_fds=(lease.descriptor,),
             )
         return await asyncio.to_thread(_publish, store, spec, imported, released, work)
+
+
+def check_name(name: str) -> None:
+    """Raise InvalidInput unless a base model may be called so."""
+    if not NAME.fullmatch(name):
+        raise InvalidInput(
+            "invalid_model_name",
+            f"a base model's name should match {NAME.pattern}; found {name!r}",
+            param="name",
+        )
 
 
 def _conversion_bytes(hf: Path, name: str, machine: Machine) -> int:

@@ -1,7 +1,7 @@
 """Opens the state directory and hands out the stores in it.
 
-Layout: `appliance.db`, `blobs/`, `uploads/ID/`, `jobs/ID/`, `base_models/NAME/`, `tmp/`, `admin.key`,
-`daemon.lock`.
+Layout: `appliance.db`, `blobs/`, `uploads/ID/`, `imports/ID/`, `jobs/ID/`, `base_models/NAME/`, `tmp/`,
+`admin.key`, `daemon.lock`.
 """
 
 from __future__ import annotations
@@ -10,25 +10,18 @@ import tempfile
 from pathlib import Path
 
 from appliance.errors import ConfigurationError
-from appliance.records import (
-    ApiKey,
-    BaseModel,
-    Job,
-    JobEvent,
-    Release,
-    StoredFile,
-    Upload,
-    UploadPart,
-)
+from appliance.records import ApiKey, BaseModel, Job, JobEvent, Release, StoredFile
 from appliance.store import rows
 from appliance.store.aliases import Alias, AliasStore
 from appliance.store.blobs import BlobStore
 from appliance.store.catalog import CatalogStore
 from appliance.store.database import Database
 from appliance.store.files import FileStore
+from appliance.store.imports import ImportStore
 from appliance.store.jobs import JobStore
 from appliance.store.keys import KeyStore
 from appliance.store.uploads import UploadStore
+from appliance.upload_records import BaseImport, Upload, UploadPart
 
 
 class Store:
@@ -38,14 +31,25 @@ class Store:
         self.directory = state_dir
         self.jobs_directory = state_dir / "jobs"
         self.base_models_directory = state_dir / "base_models"
+        self.imports_directory = state_dir / "imports"
         self.temporary_directory = state_dir / "tmp"
         rows.prepare(
-            Alias, ApiKey, BaseModel, Job, JobEvent, Release, StoredFile, Upload, UploadPart
+            Alias,
+            ApiKey,
+            BaseImport,
+            BaseModel,
+            Job,
+            JobEvent,
+            Release,
+            StoredFile,
+            Upload,
+            UploadPart,
         )
         create_state_dir(state_dir)
         for directory in (
             self.jobs_directory,
             self.base_models_directory,
+            self.imports_directory,
             self.temporary_directory,
         ):
             directory.mkdir(exist_ok=True)
@@ -53,6 +57,7 @@ class Store:
         blobs = BlobStore(state_dir / "blobs")
         self.files = FileStore(self._database, blobs)
         self.uploads = UploadStore(self._database, self.files, blobs, state_dir / "uploads")
+        self.imports = ImportStore(self._database)
         self.jobs = JobStore(self._database)
         self.catalog = CatalogStore(self._database)
         self.aliases = AliasStore(self._database)

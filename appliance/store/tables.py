@@ -103,6 +103,22 @@ base_models = Table(
     Column("files", JSON, nullable=False),
 )
 
+imports = Table(
+    "imports",
+    metadata,
+    Column("position", Integer, primary_key=True),
+    Column("id", String, nullable=False, unique=True),
+    Column("created_at", Integer, nullable=False),
+    Column("name", String, nullable=False),
+    Column("licence", String, nullable=False),
+    Column("origin", String, nullable=False),
+    Column("chat_template", String),
+    Column("filenames", JSON, nullable=False),
+    Column("status", String, nullable=False, index=True),
+    Column("finished_at", Integer),
+    Column("error", JSON(none_as_null=True)),
+)
+
 jobs = Table(
     "jobs",
     metadata,

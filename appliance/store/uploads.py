@@ -17,13 +17,14 @@ from sqlalchemy import Connection, delete, func, select, update
 
 from appliance import durable
 from appliance.errors import Busy, InvalidInput, NotFound, TooLarge, WrongState
-from appliance.records import CheckedRows, StoredFile, Upload, UploadPart, UploadStatus
+from appliance.records import CheckedRows, StoredFile
 from appliance.store import rows
 from appliance.store.blobs import BlobStore
 from appliance.store.database import Database
 from appliance.store.files import FileStore
 from appliance.store.joined_files import JoinedFiles
 from appliance.store.tables import upload_parts, uploads
+from appliance.upload_records import Upload, UploadPart, UploadStatus
 
 # OpenAI gives one hour, and takes 8 GB; a model of 40 GB over a slow line takes longer.
 LIFETIME_SECONDS = 24 * 3600

@@ -19,6 +19,8 @@ ROUTES = [
     ("GET", "/api/v1/aliases"),
     ("GET", "/api/v1/aliases/{name}"),
     ("GET", "/api/v1/hardware"),
+    ("GET", "/api/v1/imports"),
+    ("GET", "/api/v1/imports/{import_id}"),
     ("GET", "/api/v1/keys"),
     ("GET", "/api/v1/models"),
     ("GET", "/healthz"),
@@ -33,6 +35,8 @@ ROUTES = [
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     ("GET", "/v1/uploads/{upload_id}"),
+    ("POST", "/api/v1/imports"),
+    ("POST", "/api/v1/imports/{import_id}/cancel"),
     ("POST", "/api/v1/keys"),
     ("POST", "/v1/chat/completions"),
     ("POST", "/v1/completions"),
@@ -50,6 +54,7 @@ ADMIN_ONLY = [
     for method, path in ROUTES
     if path.startswith("/api/v1/keys")
     or (path.startswith("/api/v1/aliases") and method != "GET")
+    or (path.startswith("/api/v1/imports") and method != "GET")
     or (method, path) == ("DELETE", "/v1/models/{name}")
 ]
 
@@ -78,7 +83,7 @@ def test_every_route_is_in_the_table(tmp_path):
         if not path.startswith("/schema") and method != "OPTIONS"
     }
     assert ours == set(ROUTES)
-    assert len(ROUTES) == 32
+    assert len(ROUTES) == 36
 
 
 @pytest.mark.parametrize("key", [None, "sk-wrong", "x" * 5000, "é"])
@@ -94,7 +99,7 @@ def test_no_route_but_one_answers_without_a_known_key(shared_daemon, tmp_path, k
             asked += 1
             error = error_of(client.request(method, filled), 401)
             assert error["code"] in ("missing_api_key", "invalid_api_key"), (method, path)
-    assert asked == 61
+    assert asked == 68
 
 
 def test_health_needs_no_key_and_tells_nothing(shared_daemon):
@@ -126,7 +131,7 @@ def test_key_of_an_app_works_everywhere_but_on_admin_routes(shared_daemon):
         for method, path in ADMIN_ONLY:
             answer = app.request(method, path.replace("{key_id}", made["id"]), json={"name": "x"})
             assert error_of(answer, 403)["code"] == "insufficient_permissions"
-        assert len(ADMIN_ONLY) == 6
+        assert len(ADMIN_ONLY) == 8
         ok(app.get("/api/v1/aliases"))
         ok(shared_daemon.http.delete(f"/api/v1/keys/{made['id']}"))
         error_of(app.get("/v1/models"), 401)

@@ -94,4 +94,4 @@ def test_interface_describes_itself(shared_daemon):
     operations = [
         each["operationId"] for path in described["paths"].values() for each in path.values()
     ]
-    assert len(operations) == len(set(operations)) == 32
+    assert len(operations) == len(set(operations)) == 36

@@ -14,6 +14,9 @@ from tests.fakes import behaviour
 def main(directory: Path, reporter: batch.Reporter) -> ImportResult:
     spec = durable.read_json(directory / batch.SPEC, ImportSpec)
     source = Path(spec.source)
+    if source.is_dir():
+        # Of a model in several files, the one that says what to do.
+        source /= "config.json"
     if not source.is_file():
         raise InvalidInput("no_such_source", f"{source} should be a file; there is none")
     behaviour.act(source.read_text().strip(), directory, reporter)

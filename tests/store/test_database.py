@@ -34,7 +34,7 @@ def test_migrations_give_exactly_the_tables(database):
             connection, opts={"compare_type": True, "compare_server_default": True}
         )
         assert compare_metadata(context, metadata) == []
-    assert len(metadata.tables) == 9
+    assert len(metadata.tables) == 10
 
 
 def test_difference_between_migrations_and_tables_would_be_seen(database):

@@ -11,9 +11,10 @@ from collections import namedtuple
 import pytest
 
 from appliance.errors import Busy, InvalidInput, NotFound, OutOfDisk, TooLarge, WrongState
-from appliance.records import CheckedRows, UploadStatus
+from appliance.records import CheckedRows
 from appliance.store import uploads
 from appliance.store.store import Store
+from appliance.upload_records import UploadStatus
 
 
 def begin(store, size, purpose="fine-tune"):

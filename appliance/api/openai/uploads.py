@@ -13,10 +13,10 @@ from msgspec import Meta
 from appliance.api.openai import files, upload_form
 from appliance.api.openai.files import FileObject
 from appliance.errors import InvalidInput, TooLarge
-from appliance.records import Upload, UploadPart
 from appliance.settings import Settings
 from appliance.store.store import Store
 from appliance.store.uploads import MAX_PART_BYTES
+from appliance.upload_records import Upload, UploadPart
 
 MAX_PARTS = 1 << 14
 MD5 = r"^[0-9a-fA-F]{32}$"
