@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 import msgspec
 
-from appliance.records import GgufFile, Hyperparameters, Quantization, ReleaseFile, Technique
+from appliance.records import (
+    GgufFile,
+    Hyperparameters,
+    Quantization,
+    ReleaseFile,
+    SourceFile,
+    Technique,
+)
 
 # Beside a base's GGUF: what llama.cpp's converter makes of its configuration.
 CONFIGURATION = "converter-configuration.json"
@@ -183,6 +190,7 @@ class ImportResult(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int
     licence: str
     sha256: str
+    sources: tuple[SourceFile, ...]
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

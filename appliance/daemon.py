@@ -86,7 +86,7 @@ def create_app(settings: Settings, programs: Programs = PROGRAMS) -> Litestar:
     selected = selection.select(settings)
     selection.show_only_the_gpu(selected.device)
     profile, sensors = selected.profile, Sensors()
-    store = Store(settings.state_dir)
+    store = Store(settings.state_dir, settings.storage_quota_bytes)
     store.keys.ensure_admin(settings.admin_key_file)
     store.files.delete_unused_blobs()
     store.uploads.remove_ended()

@@ -10,7 +10,7 @@ import contextlib
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -111,9 +111,14 @@ def read_json(path: Path, kind: type[T]) -> T:
 
 def sha256_of_directory(directory: Path) -> str:
     """One digest over each file's name and own digest, sorted by name."""
+    return sha256_of_digests({path.name: sha256_of(path) for path in directory.iterdir()})
+
+
+def sha256_of_digests(digests: Mapping[str, str]) -> str:
+    """That of a directory whose files have these digests by name."""
     digest = hashlib.sha256()
-    for path in sorted(directory.iterdir()):
-        digest.update(msgspec.json.encode((path.name, sha256_of(path))))
+    for named in sorted(digests.items()):
+        digest.update(msgspec.json.encode(named))
     return digest.hexdigest()
 
 

@@ -118,8 +118,19 @@ class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
     data: dict[str, Any] | None = None
 
 
+class SourceFile(msgspec.Struct, frozen=True, kw_only=True):
+    """A file of a base model's Hugging Face directory; its bytes are also a blob, named by `sha256`."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
 class BaseModel(msgspec.Struct, frozen=True, kw_only=True):
-    """An imported base model, ready to be trained on and to be served."""
+    """An imported base model, ready to be trained on and to be served.
+
+    `sha256` is of all `sources`, which is None for a model of an earlier schema.
+    """
 
     name: str
     created_at: int
@@ -131,6 +142,7 @@ class BaseModel(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     directory: str
     files: tuple[ReleaseFile, ...]
+    sources: tuple[SourceFile, ...] | None = None
 
 
 class GgufFile(msgspec.Struct, frozen=True, kw_only=True):

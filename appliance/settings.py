@@ -68,6 +68,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         int, _help("CPU threads for training, release and serving; 0 takes all.", ge=0, le=1024)
     ] = 0
     max_upload_bytes: Annotated[int, _help("Largest file that can be uploaded.", ge=1)] = 512 * MIB
+    storage_quota_bytes: Annotated[
+        int, _help("Most bytes that uploaded files and base models may take; 0 is no limit.", ge=0)
+    ] = 0
     max_request_bytes: Annotated[int, _help("Largest body of any other request.", ge=1)] = 2 * MIB
     body_timeout_seconds: Annotated[
         float, _help("Longest pause of a client in the middle of sending or reading a body.", gt=0)

@@ -24,6 +24,7 @@ BAD_VALUES = [
     ("max_upload_bytes", "0", ">= 1"),
     ("max_upload_bytes", "512M", "512M"),
     ("max_request_bytes", "-5", ">= 1"),
+    ("storage_quota_bytes", "-1", ">= 0"),
     ("body_timeout_seconds", "0", "> 0"),
     ("body_timeout_seconds", "nan", "nan"),
     ("checkpoint_seconds", "-1", ">= 0"),
@@ -89,6 +90,7 @@ def test_every_setting_can_be_set_by_its_variable():
         "threads": "7",
         "max_upload_bytes": "2",
         "max_request_bytes": "3",
+        "storage_quota_bytes": "4",
         "body_timeout_seconds": "4",
         "checkpoint_seconds": "5",
         "stall_timeout_seconds": "6",
@@ -108,7 +110,7 @@ def test_every_setting_says_what_it_is():
     fields = msgspec.structs.fields(Settings)
     described = [field.name for field in fields if field.type.__metadata__[0].description]
     assert described == list(Settings.__struct_fields__)
-    assert len(described) == 18
+    assert len(described) == 19
 
 
 def test_paths_become_absolute(tmp_path, monkeypatch):

@@ -21,6 +21,7 @@ from appliance import batch, durable, gguf_header
 from appliance.basemodels import chat, gguf_source, safetensors_header, source_directory
 from appliance.child_records import ImportResult, ImportSpec
 from appliance.errors import ApplianceError, InvalidInput
+from appliance.records import SourceFile
 
 HF = "hf"
 _PARTIAL = "hf.partial"
@@ -149,12 +150,17 @@ def _describe(hf: Path, licence: str) -> ImportResult:
             f"it gives {context_length!r}",
         )
     shards = sorted(hf.glob("*.safetensors"))
+    sources = tuple(
+        SourceFile(name=path.name, bytes=path.stat().st_size, sha256=durable.sha256_of(path))
+        for path in sorted(hf.iterdir())
+    )
     return ImportResult(
         architecture=config.architectures[0],
         parameters=sum(sum(safetensors_header.read(shard).values()) for shard in shards),
         context_length=context_length,
         licence=licence,
-        sha256=durable.sha256_of_directory(hf),
+        sha256=durable.sha256_of_digests({each.name: each.sha256 for each in sources}),
+        sources=sources,
     )
 
 

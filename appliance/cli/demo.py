@@ -125,7 +125,7 @@ def _step(number: str, text: str) -> None:
 def _ensure_starter(settings: Settings, starter: Path) -> None:
     from appliance.store.store import Store
 
-    store = Store(settings.state_dir)
+    store = Store(settings.state_dir, settings.storage_quota_bytes)
     try:
         base = store.catalog.find_base(STARTER_NAME)
     finally:

@@ -32,7 +32,7 @@ def opened(settings: Settings) -> Iterator[LocalState]:
 
     selected = selection.select(settings)
     selection.show_only_the_gpu(selected.device)
-    store = Store(settings.state_dir)
+    store = Store(settings.state_dir, settings.storage_quota_bytes)
     try:
         ledger = Ledger(settings.state_dir / DIRECTORY, selected.machine.device_bytes)
         yield LocalState(store, selected, ledger)

@@ -74,6 +74,7 @@ async def import_base(
         known = await asyncio.to_thread(_known, store, spec, imported)
         if known is not None:
             return known
+        await asyncio.to_thread(_check_quota, store, imported, 0)
         size_bytes = _conversion_bytes(work / "import" / "hf", spec.name, selected.machine)
 
         async def say(message: str) -> None:
@@ -119,6 +120,12 @@ def _conversion_bytes(hf: Path, name: str, machine: Machine) -> int:
             next_step="choose a smaller model; `appliance models recommend` names some",
         )
     return 0 if machine.family == "discrete" else needed
+
+
+def _check_quota(store: Store, imported: ImportResult, more_bytes: int) -> None:
+    """What was uploaded is there already, and will not be there twice."""
+    added = (each for each in imported.sources if not store.files.has_content(each.sha256))
+    store.quota.check(sum(each.bytes for each in added) + more_bytes)
 
 
 def _known(store: Store, spec: ImportSpec, imported: ImportResult) -> BaseModel | None:
@@ -175,6 +182,9 @@ def _publish(
         Path(file.path).rename(staged / name)
         relative = (final / name).relative_to(store.directory)
         files.append(msgspec.structs.replace(file, path=str(relative)))
+    _check_quota(store, imported, sum(file.bytes for file in released.files))
+    for source in imported.sources:
+        store.files.share_content(staged / "hf" / source.name, source.sha256)
     with contextlib.suppress(FileNotFoundError):
         (work / "release" / CONFIGURATION).rename(staged / CONFIGURATION)
     base = BaseModel(
@@ -188,6 +198,7 @@ def _publish(
         sha256=imported.sha256,
         directory=str(final.relative_to(store.directory)),
         files=tuple(files),
+        sources=imported.sources,
     )
     durable.write_json(staged / "manifest.json", base)
     if final.exists():

@@ -68,6 +68,7 @@ def _remove_files(store: Store, model: BaseModel | Release) -> None:
         with contextlib.suppress(FileNotFoundError):
             (store.directory / model.directory).rename(deleted)
         _remove(deleted)
+        store.files.delete_unused_blobs()
     else:
         _remove_parts(store, model.job_id)
 

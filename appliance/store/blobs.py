@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
+import logging
 import os
 import re
 import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +22,10 @@ from typing import BinaryIO
 from appliance import durable
 from appliance.errors import CorruptState, NotFound, TooLarge
 
+logger = logging.getLogger(__name__)
+
+# What a file system without hard links, or with too many of one, says to another (link(2)).
+_NO_LINKS = (errno.EMLINK, errno.EPERM, errno.EXDEV, errno.EOPNOTSUPP)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 COPY_BYTES = 1 << 20
 # A temporary file older than this belongs to a process that is gone.
@@ -76,8 +83,41 @@ class BlobStore:
     def link(self, digest: str, destination: Path) -> None:
         """Give the blob a second name outside the store, which outlives its deletion here."""
         with _missing_as_error(digest), contextlib.suppress(FileExistsError):
-            os.link(self._path(digest), destination)
+            try:
+                os.link(self._path(digest), destination)
+            except OSError as exc:
+                if exc.errno not in _NO_LINKS:
+                    raise
+                # Also where root imported a model, and the service may not link what is root's.
+                shutil.copyfile(self._path(digest), destination)
+                durable.fsync_path(destination)
         durable.fsync_path(destination.parent)
+
+    def share(self, path: Path, digest: str) -> None:
+        """Let a file outside the store, whose digest this is, and the blob be the same bytes on the disk.
+
+        Neither is ever written to. Where the file system has no hard links, they are two.
+        """
+        blob = self._path(digest)
+        blob.parent.mkdir(exist_ok=True)
+        durable.give_to_owner_of_parent(blob.parent)
+        with _without_links(path):
+            try:
+                os.link(path, blob)
+                durable.fsync_path(blob.parent)
+                durable.fsync_path(self._directory)
+            except FileExistsError:
+                self._replace_by_blob(path, blob, digest)
+
+    def _replace_by_blob(self, path: Path, blob: Path, digest: str) -> None:
+        # A blob is used only if it still is what its name says, and still there.
+        with contextlib.suppress(FileNotFoundError):
+            if path.samefile(blob) or durable.sha256_of(blob) != digest:
+                return
+            other = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+            os.link(blob, other)
+            other.replace(path)
+            durable.fsync_path(path.parent)
 
     def delete(self, digest: str) -> None:
         """Forget a blob; not an error if it is gone already."""
@@ -104,6 +144,16 @@ class BlobStore:
                     and time.time() - leftover.stat().st_mtime > ABANDONED_SECONDS
                 ):
                     leftover.unlink()
+
+
+@contextlib.contextmanager
+def _without_links(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno not in _NO_LINKS:
+            raise
+        logger.info("a file is kept twice", extra={"file": str(path), "reason": exc.strerror})
 
 
 @contextlib.contextmanager

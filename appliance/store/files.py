@@ -15,14 +15,16 @@ from appliance.records import CheckedRows, StoredFile
 from appliance.store import rows
 from appliance.store.blobs import BlobStore
 from appliance.store.database import Database
-from appliance.store.tables import files
+from appliance.store.quota import Quota
+from appliance.store.tables import base_models, files
 
 
 class FileStore:
     """Files as users see them."""
 
-    def __init__(self, database: Database, blobs: BlobStore) -> None:
+    def __init__(self, database: Database, blobs: BlobStore, quota: Quota) -> None:
         self._database = database
+        self._quota = quota
         self._blobs = blobs
         # Two files may share a blob: keeping it for one and deleting it for the other must not cross.
         self._blob_lock = threading.Lock()
@@ -43,6 +45,7 @@ class FileStore:
         """
         incoming = self._blobs.receive(source, limit_bytes=limit_bytes)
         try:
+            self._quota.check(0)
             checked = check(incoming.path)
             file = StoredFile(
                 id=rows.new_id("file-"),
@@ -107,16 +110,32 @@ class FileStore:
                 connection.execute(delete(files).where(files.c.id == file_id))
             self._delete_unless_used(file.sha256)
 
-    def delete_unused_blobs(self) -> None:
-        """Delete bytes that no file refers to: a kill came between the row and the blob."""
+    def has_content(self, digest: str) -> bool:
+        """Whether there is a blob of this digest."""
+        return digest in self._blobs.digests()
+
+    def share_content(self, path: Path, digest: str) -> None:
+        """Let a base model's file and a blob with the same content be the same bytes on the disk.
+
+        The blob stays while a base model in the catalogue has it among its sources.
+        """
         with self._blob_lock:
-            with self._database.reading() as connection:
-                used = set(connection.scalars(select(files.c.sha256)))
-            for digest in self._blobs.digests() - used:
+            self._blobs.share(path, digest)
+
+    def delete_unused_blobs(self) -> None:
+        """Delete bytes that no file and no base model refers to: a kill came between the row and the blob, or
+        a model is gone."""
+        with self._blob_lock:
+            for digest in self._blobs.digests() - self._used():
                 self._blobs.delete(digest)
 
     def _delete_unless_used(self, digest: str) -> None:
-        with self._database.reading() as connection:
-            used = rows.find_any(connection, files, sha256=digest)
-        if not used:
+        if digest not in self._used():
             self._blobs.delete(digest)
+
+    def _used(self) -> set[str]:
+        with self._database.reading() as connection:
+            used = set(connection.scalars(select(files.c.sha256)))
+            for sources in connection.scalars(select(base_models.c.sources)):
+                used |= {source["sha256"] for source in sources or ()}
+        return used

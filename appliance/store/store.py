@@ -20,6 +20,7 @@ from appliance.store.files import FileStore
 from appliance.store.imports import ImportStore
 from appliance.store.jobs import JobStore
 from appliance.store.keys import KeyStore
+from appliance.store.quota import Quota
 from appliance.store.uploads import UploadStore
 from appliance.upload_records import BaseImport, Upload, UploadPart
 
@@ -27,7 +28,7 @@ from appliance.upload_records import BaseImport, Upload, UploadPart
 class Store:
     """Everything durable. Its methods block: call them from a thread, not from the event loop."""
 
-    def __init__(self, state_dir: Path) -> None:
+    def __init__(self, state_dir: Path, quota_bytes: int = 0) -> None:
         self.directory = state_dir
         self.jobs_directory = state_dir / "jobs"
         self.base_models_directory = state_dir / "base_models"
@@ -55,8 +56,11 @@ class Store:
             directory.mkdir(exist_ok=True)
         self._database = Database(state_dir / "appliance.db")
         blobs = BlobStore(state_dir / "blobs")
-        self.files = FileStore(self._database, blobs)
-        self.uploads = UploadStore(self._database, self.files, blobs, state_dir / "uploads")
+        self.quota = Quota((state_dir / "blobs", self.base_models_directory), quota_bytes)
+        self.files = FileStore(self._database, blobs, self.quota)
+        self.uploads = UploadStore(
+            self._database, self.files, blobs, self.quota, state_dir / "uploads"
+        )
         self.imports = ImportStore(self._database)
         self.jobs = JobStore(self._database)
         self.catalog = CatalogStore(self._database)

@@ -101,6 +101,7 @@ base_models = Table(
     Column("sha256", String, nullable=False),
     Column("directory", String, nullable=False),
     Column("files", JSON, nullable=False),
+    Column("sources", JSON(none_as_null=True)),
 )
 
 imports = Table(

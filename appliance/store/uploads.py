@@ -23,6 +23,7 @@ from appliance.store.blobs import BlobStore
 from appliance.store.database import Database
 from appliance.store.files import FileStore
 from appliance.store.joined_files import JoinedFiles
+from appliance.store.quota import Quota
 from appliance.store.tables import upload_parts, uploads
 from appliance.upload_records import Upload, UploadPart, UploadStatus
 
@@ -38,11 +39,17 @@ class UploadStore:
     """Uploads and their parts, below `directory`."""
 
     def __init__(
-        self, database: Database, files: FileStore, blobs: BlobStore, directory: Path
+        self,
+        database: Database,
+        files: FileStore,
+        blobs: BlobStore,
+        quota: Quota,
+        directory: Path,
     ) -> None:
         self._database = database
         self._files = files
         self._blobs = blobs
+        self._quota = quota
         self._directory = directory
         self._creating = threading.Lock()
         directory.mkdir(exist_ok=True)
@@ -180,6 +187,7 @@ class UploadStore:
                 f"at most {MAX_PENDING} uploads may be under way; there are {pending[0]}",
                 next_step="complete or cancel some",
             )
+        self._quota.check(size_bytes + (pending[1] or 0))
         # Parts and file lie side by side while the one is made of the others.
         needed = 2 * (size_bytes + (pending[1] or 0))
         free = shutil.disk_usage(self._directory).free

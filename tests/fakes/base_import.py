@@ -8,6 +8,7 @@ from pathlib import Path
 from appliance import batch, durable
 from appliance.child_records import ImportResult, ImportSpec
 from appliance.errors import InvalidInput
+from appliance.records import SourceFile
 from tests.fakes import behaviour
 
 
@@ -34,6 +35,10 @@ def main(directory: Path, reporter: batch.Reporter) -> ImportResult:
         context_length=2048,
         licence=spec.licence,
         sha256=durable.sha256_of_directory(hf),
+        sources=tuple(
+            SourceFile(name=path.name, bytes=path.stat().st_size, sha256=durable.sha256_of(path))
+            for path in hf.iterdir()
+        ),
     )
 
 

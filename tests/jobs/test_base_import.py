@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,11 +22,13 @@ from appliance.errors import (
     Busy,
     ChildFailed,
     InvalidInput,
+    OutOfDisk,
     WrongState,
 )
 from appliance.hardware import selection
 from appliance.hardware.fit import needs, shapes
 from appliance.hardware.lease import GIB, Ledger
+from appliance.jobs import deletion
 from appliance.jobs.base_import import import_base
 from appliance.store.store import Store
 from tests.fakes import PROGRAMS
@@ -102,6 +105,59 @@ def test_imported_base_is_whole_and_known(store, run):
     assert hashlib.sha256(content).hexdigest() == file.sha256
     assert (base.licence, base.source) == ("mit", "a stick")
     assert told == ["imported tiny", "wrote model-Q4_K_M.gguf"]
+    assert leftovers(store) == []
+
+
+def test_sources_are_named_by_digest_and_the_same_bytes_are_kept_once(store, run):
+    first, _ = run(name="first")
+    second, _ = run(name="second")
+    (source,) = first.sources
+    assert second.sources == first.sources
+    paths = [store.directory / base.directory / "hf" / source.name for base in (first, second)]
+    assert paths[0].samefile(paths[1])
+    content = paths[0].read_bytes()
+    assert (source.bytes, source.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+    blob = store.directory / "blobs" / source.sha256[:2] / source.sha256
+    assert blob.samefile(paths[0])
+    # As at every start.
+    store.files.delete_unused_blobs()
+    assert blob.exists()
+
+    async def unload(path):
+        pass
+
+    asyncio.run(deletion.delete(store, unload, "first"))
+    assert blob.exists()
+    asyncio.run(deletion.delete(store, unload, "second"))
+    assert not blob.exists()
+
+
+def test_an_uploaded_file_and_the_model_that_was_made_of_it_share_their_bytes(store, run):
+    base, _ = run()
+    (source,) = base.sources
+    path = store.directory / base.directory / "hf" / source.name
+    file = store.files.add(
+        io.BytesIO(path.read_bytes()),
+        filename=source.name,
+        purpose="model",
+        limit_bytes=1 << 20,
+        check=lambda path: None,
+    )
+    assert file.sha256 == source.sha256
+    store.files.delete(file.id)
+    assert (store.directory / "blobs" / source.sha256[:2] / source.sha256).samefile(path)
+
+
+def test_an_import_keeps_within_the_quota(store, run):
+    run(name="first")
+    used = store.quota.used_bytes()
+    store.quota._limit_bytes = used + 10
+    with pytest.raises(OutOfDisk, match="may take"):
+        run("x" * 50, name="second")
+    # The same again takes nothing but its GGUF.
+    store.quota._limit_bytes = 2 * used
+    run(name="third")
+    assert [base.name for base in store.catalog.bases()] == ["first", "third"]
     assert leftovers(store) == []
 
 

@@ -17,7 +17,7 @@ from appliance.jobs.import_queue import ImportQueue
 from appliance.jobs.import_request import ImportRequest
 from appliance.records import JobError
 from appliance.store.store import Store
-from appliance.upload_records import BaseImport
+from appliance.upload_records import BaseImport, ImportStatus
 
 
 class ImportObject(msgspec.Struct, kw_only=True):
@@ -38,6 +38,7 @@ class ImportObject(msgspec.Struct, kw_only=True):
 
 def to_wire(wanted: BaseImport, imports: ImportQueue) -> ImportObject:
     """An import as it is shown."""
+    running = wanted.status is ImportStatus.RUNNING
     return ImportObject(
         id=wanted.id,
         created_at=wanted.created_at,
@@ -47,7 +48,7 @@ def to_wire(wanted: BaseImport, imports: ImportQueue) -> ImportObject:
         origin=wanted.origin,
         filenames=wanted.filenames,
         status=wanted.status.value,
-        progress=imports.progress_of(wanted.id),
+        progress=imports.progress_of(wanted.id) if running else None,
         error=wanted.error,
     )
 
