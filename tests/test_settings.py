@@ -48,7 +48,7 @@ def test_bad_value_is_refused_by_name(name, value, word):
 
 
 def test_bad_values_are_many():
-    assert len(BAD_VALUES) == 23
+    assert len(BAD_VALUES) == 24
     assert {name for name, _, _ in BAD_VALUES} <= set(Settings.__struct_fields__)
 
 
