@@ -13,6 +13,7 @@ import msgspec
 from appliance.records import (
     GgufFile,
     Hyperparameters,
+    ImportanceMatrix,
     Quantization,
     ReleaseFile,
     SourceFile,
@@ -50,6 +51,7 @@ class TrainingSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     seed: int
     checkpoint_seconds: float
     threads: int
+    importance_matrix: bool = False
     max_steps: int | None = None
 
 
@@ -121,13 +123,15 @@ class Trained(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What a fine-tuned model is made of beside its base: an adapter, and a GGUF of that base, in any type.
 
     `end_of_turn_token_id` is what training ended each answer with; `behaviour_file` holds a
-    `TrainedBehaviour`.
+    `TrainedBehaviour`, `importance_file` what matters to each weight, where that is to be used.
     """
 
     adapter_directory: str
     base_file: str
     behaviour_file: str
     end_of_turn_token_id: int
+    importance_file: str | None = None
+    importance_matrix: ImportanceMatrix = "off"
 
 
 class ReleaseSpec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -24,6 +24,12 @@ class Quantization(enum.StrEnum):
     BF16 = "BF16"
 
 
+# The types that an importance matrix makes better; the others lose next to nothing.
+IMPORTANCE_TYPES = frozenset(
+    {Quantization.Q2_K, Quantization.Q4_K_M, Quantization.Q5_K_M, Quantization.Q6_K}
+)
+
+
 class ExportForm(enum.StrEnum):
     """What of a fine-tuned model leaves the box: GGUF files with a Modelfile; the adapter, as PEFT and as
     llama.cpp read it; safetensors with the adapter merged."""
@@ -37,6 +43,7 @@ class ExportForm(enum.StrEnum):
 Technique = Literal["qlora", "lora"]
 # Who gives way where the device's memory is not enough for both serving and training.
 LeasePolicy = Literal["serve_first", "train_first"]
+ImportanceMatrix = Literal["off", "on", "auto"]
 
 
 class JobStatus(enum.StrEnum):
@@ -164,13 +171,20 @@ class Likeness(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Strength(msgspec.Struct, frozen=True, kw_only=True):
-    """The slope of what a release changes over what the adapter does, its standard error, the correlation of
-    the two, and over how many places that is, in effect: fewer where some weigh more."""
+    """How much of what the adapter adds to the base's weights is in a release, and the standard error."""
 
     slope: float
     error: float
-    correlation: float
-    places: float
+
+
+class ImportanceUse(msgspec.Struct, frozen=True, kw_only=True):
+    """What an importance matrix of so many tokens did for a release: the mean divergence from the model as it
+    was trained with it and without, in nats, and whether it was used."""
+
+    used: bool
+    tokens: int
+    kl_with: float
+    kl_without: float
 
 
 class Parity(msgspec.Struct, frozen=True, kw_only=True):
@@ -178,8 +192,8 @@ class Parity(msgspec.Struct, frozen=True, kw_only=True):
     before them.
 
     `unmerged` is how near it is, in prompts, to the base's own file with the adapter attached (over no
-    positions in releases made before that was looked at); `strength` is how much of what the adapter changes
-    there is found in the release (None in releases made before that was looked at).
+    positions in releases made before that was looked at); `strength` is told from its weights (None where
+    that was not looked at, or cannot be).
 
     Of the release's own answers, `equal_answers` are those of the trained model, token for token; `stopped`
     end by themselves, or would at the trained model's end.
@@ -200,6 +214,7 @@ class ReleaseFile(GgufFile, frozen=True, kw_only=True):
 
     quantization: Quantization
     parity: Parity | None = None
+    importance: ImportanceUse | None = None
 
 
 class Release(msgspec.Struct, frozen=True, kw_only=True):
@@ -260,5 +275,6 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     quantizations: tuple[Quantization, ...]
     validation_fraction: float
     policy: LeasePolicy = "serve_first"
+    importance_matrix: ImportanceMatrix = "off"
     training_bytes: int | None = None
     release_bytes: int | None = None

@@ -58,6 +58,7 @@ def make(
         hyperparameters=_hyperparameters(request, profile, base, initial_adapter, rows),
         quantizations=options.quantizations or profile.quantizations,
         policy=options.policy or profile.lease_policy,
+        importance_matrix=options.importance_matrix,
         validation_fraction=(
             VALIDATION_FRACTION
             if options.validation_fraction is None

@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Meta
 
 from appliance.hardware.fit.planner import MOST_ACCUMULATION_STEPS
-from appliance.records import LeasePolicy, Quantization
+from appliance.records import ImportanceMatrix, LeasePolicy, Quantization
 
 Auto = Literal["auto"]
 # A dollar alone would let a line feed pass at the end.
@@ -63,12 +63,14 @@ class ApplianceOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     `policy` says who gives way where memory is not enough for both: with `serve_first` the job waits, with
     `train_first` models are unloaded, and loaded again after it. The training child runs at the lowest CPU
-    priority either way.
+    priority either way. `importance_matrix` lets the quantizer spare what matters to the job's own rows:
+    "auto" keeps it where the release is nearer to what was trained with it than without.
     """
 
     technique: Literal["qlora", "lora"] | None = None
     quantizations: Annotated[tuple[Quantization, ...], Meta(min_length=1)] | None = None
     policy: LeasePolicy | None = None
+    importance_matrix: ImportanceMatrix = "off"
     validation_fraction: Annotated[float, Meta(ge=0, le=0.5)] | None = None
     advanced: Advanced = Advanced()
 

@@ -17,7 +17,7 @@ from appliance import durable
 from appliance.child_records import ReleaseSpec, Trained, TrainingResult, TrainingSpec
 from appliance.errors import NotFound, WrongState
 from appliance.jobs import deletion
-from appliance.records import BaseModel, GgufFile, Job, Plan, StoredFile
+from appliance.records import IMPORTANCE_TYPES, BaseModel, GgufFile, Job, Plan, StoredFile
 from appliance.settings import Settings
 from appliance.store.store import Store
 
@@ -105,23 +105,33 @@ def training_of_plan(
         seed=seed,
         checkpoint_seconds=settings.checkpoint_seconds,
         threads=settings.thread_count,
+        importance_matrix=_uses_importance(plan),
     )
+
+
+def _uses_importance(plan: Plan) -> bool:
+    gaining = IMPORTANCE_TYPES.intersection(plan.quantizations)
+    return plan.importance_matrix != "off" and bool(gaining)
 
 
 def release(store: Store, settings: Settings, job: Job, trained: TrainingResult) -> ReleaseSpec:
     """Spec of the release child."""
-    base = base_of(store, job)
+    base, plan = base_of(store, job), job.plan
+    directory = store.jobs_directory / job.id / "training"
+    importance_file = str(directory / "importance.safetensors") if _uses_importance(plan) else None
     return ReleaseSpec(
         model_name=release_name(job),
         base_directory=str(store.directory / base.directory / "hf"),
         trained=Trained(
             adapter_directory=str(store.directory / adapter_directory(job)),
             base_file=str(store.directory / base.files[0].path),
-            behaviour_file=str(store.jobs_directory / job.id / "training" / "behaviour.json"),
+            behaviour_file=str(directory / "behaviour.json"),
             end_of_turn_token_id=trained.end_of_turn_token_id,
+            importance_file=importance_file,
+            importance_matrix=plan.importance_matrix,
         ),
         converter_directory=str(settings.converter_dir),
-        quantizations=job.plan.quantizations,
+        quantizations=plan.quantizations,
         threads=settings.thread_count,
     )
 

@@ -15,7 +15,7 @@ import json
 import logging
 import runpy
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +85,16 @@ def configured(directory: Path, configuration: Path) -> Iterator[None]:
         model_base.load_hparams = staticmethod(before)
 
 
-def stream(directory: Path, base: Path, pairs: Mapping[str, LoraPair], on_tensor: OnTensor) -> None:
-    """Hand every tensor of the GGUF of `base` to `on_tensor` in float32, with `pairs` merged into it.
+def stream(
+    directory: Path,
+    base: Path,
+    pairs: Mapping[str, LoraPair],
+    on_tensor: OnTensor,
+    *,
+    only: Collection[str] | None = None,
+) -> None:
+    """Hand every tensor of the GGUF of `base`, or `only` those, to `on_tensor` in float32, with `pairs`
+    merged into it.
 
     One tensor is held at a time, beside what is mapped from the base's files. Raises ChildFailed
     (`release_check_failed`) unless each pair found its weight, of its shape, and was merged once.
@@ -94,14 +102,9 @@ def stream(directory: Path, base: Path, pairs: Mapping[str, LoraPair], on_tensor
     _require(directory / MODEL_SCRIPT)
     conversion = _conversion(directory)
     with torch.inference_mode(), _failure_as_error():
-        hparams = conversion.ModelBase.load_hparams(base, False)
-        upstream = conversion.get_model_class(
-            conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
-        )
-        gguf = importlib.import_module("gguf")
-        model = upstream(base, gguf.LlamaFileType.ALL_F32, base, hparams=hparams)
+        model = _model(conversion, base)
         merged: list[str] = []
-        known = _under_upstreams_names(upstream, pairs)
+        known = _under_upstreams_names(model, pairs)
         for name, pair in known.items():
             weight = model.model_tensors.get(name)
             if weight is None:
@@ -113,12 +116,39 @@ def stream(directory: Path, base: Path, pairs: Mapping[str, LoraPair], on_tensor
                 pair,
                 functools.partial(merged.append, name),
             )
-        model.gguf_writer = _Collector(model.gguf_writer, on_tensor)
+        model.gguf_writer = _Collector(model.gguf_writer, on_tensor, only)
         model.prepare_tensors()
     if sorted(merged) != sorted(known):
         raise _unmergeable(
             f"{len(known)} LoRA pairs should be merged once each; {len(merged)} were"
         )
+
+
+def tensor_names(directory: Path, base: Path, weights: Iterable[str]) -> dict[str, str]:
+    """The names that these weights of `base` have in its GGUF, without those that become several tensors or
+    a part of one. Raises ChildFailed (`conversion_failed`)."""
+    _require(directory / MODEL_SCRIPT)
+    conversion = _conversion(directory)
+    found = {}
+    with torch.inference_mode(), _failure_as_error():
+        model = _model(conversion, base)
+        for weight in weights:
+            item = model.filter_tensors((weight, lambda: None))
+            # What it raises for a name that it has no one tensor for.
+            with contextlib.suppress(ValueError):
+                if item is not None:
+                    found[weight] = str(model.map_tensor_name(item[0]))
+    return found
+
+
+def _model(conversion: Any, base: Path) -> Any:
+    """Upstream's converter of one model, which has read the names of its weights."""
+    hparams = conversion.ModelBase.load_hparams(base, False)
+    upstream = conversion.get_model_class(
+        conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+    )
+    gguf = importlib.import_module("gguf")
+    return upstream(base, gguf.LlamaFileType.ALL_F32, base, hparams=hparams)
 
 
 def _under_upstreams_names(upstream: Any, pairs: Mapping[str, LoraPair]) -> dict[str, LoraPair]:
@@ -154,11 +184,14 @@ def _merging(
 class _Collector:
     """Stands in for the converter's writer, which would keep every tensor to the end."""
 
-    def __init__(self, writer: Any, on_tensor: OnTensor) -> None:
+    def __init__(self, writer: Any, on_tensor: OnTensor, only: Collection[str] | None) -> None:
         self._writer = writer
         self._on_tensor = on_tensor
+        self._only = only
 
     def add_tensor(self, name: str, tensor: Any, raw_dtype: Any = None) -> None:
+        if self._only is not None and name not in self._only:
+            return
         lazy = importlib.import_module("gguf").LazyNumpyTensor
         values = lazy.to_eager(tensor)
         # A few come in 16 bits, whatever was asked for; blocks of its own making cannot be taken.

@@ -61,15 +61,24 @@ def row_bytes(kind: int, columns: int) -> int:
     return int(_ggml.ggml_row_size(kind, columns))
 
 
-def quantize_rows(values: np.ndarray, kind: int) -> memoryview:
+def quantize_rows(
+    values: np.ndarray, kind: int, importance: np.ndarray | None = None
+) -> memoryview:
     """The rows of `values` [rows, columns], contiguous float32, as blocks of `kind`.
 
+    `importance` [columns], contiguous float32, says which columns should come nearest to what they were.
     Safe to call from several threads, each with rows of its own. Raises ChildFailed for a result that
     llama.cpp would not load, such as one of values that are not finite.
     """
     rows, columns = values.shape
     result = ctypes.create_string_buffer(rows * row_bytes(kind, columns))
-    written = _ggml.ggml_quantize_chunk(kind, values.ctypes.data, result, 0, rows, columns, None)
+    if importance is not None and importance.shape != (columns,):
+        raise ChildFailed(
+            "quantization_failed",
+            f"the importance of {columns} columns should be as many numbers; it is {importance.shape}",
+        )
+    matters = None if importance is None else importance.ctypes.data
+    written = _ggml.ggml_quantize_chunk(kind, values.ctypes.data, result, 0, rows, columns, matters)
     if written != len(result) or not _ggml.ggml_validate_row_data(kind, result, written):
         raise ChildFailed(
             "quantization_failed",

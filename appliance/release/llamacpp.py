@@ -151,12 +151,9 @@ class Model:
         """Whether generation ends with this token."""
         return bool(llama_cpp.llama_vocab_is_eog(self.vocab, token_id))
 
-    def logits(self, tokens: Sequence[int], count: int, *, adapted: bool = True) -> np.ndarray:
-        """Scores [count, n_vocab] behind each of the last `count` of `tokens`, from one pass over all.
-
-        Without the adapter if they are not to be `adapted`.
-        """
-        with self._context(len(tokens), adapted=adapted) as context:
+    def logits(self, tokens: Sequence[int], count: int) -> np.ndarray:
+        """Scores [count, n_vocab] behind each of the last `count` of `tokens`, from one pass over all."""
+        with self._context(len(tokens)) as context:
             return self._decode(context, tokens, count)
 
     def greedy(
@@ -176,7 +173,7 @@ class Model:
         return answer, np.stack(rows)
 
     @contextlib.contextmanager
-    def _context(self, n_ctx: int, *, adapted: bool = True) -> Iterator[Any]:
+    def _context(self, n_ctx: int) -> Iterator[Any]:
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = params.n_batch = n_ctx
         params.n_ubatch = min(n_ctx, _N_UBATCH)
@@ -185,7 +182,7 @@ class Model:
         if context is None:
             raise self._failed(f"llama.cpp should make a context of {n_ctx} tokens; it does not")
         try:
-            if adapted and self._adapter is not None:
+            if self._adapter is not None:
                 self._attach(context)
             yield context
         finally:

@@ -15,12 +15,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from appliance.child_records import TokenizedRow, TrainedAnswer, TrainedBehaviour
 from appliance.errors import ChildFailed
 from appliance.records import Parity, Quantization, Strength
-from appliance.release import likeness, strength
+from appliance.release import likeness
+from appliance.release import strength as strengths
 from appliance.release.adapter import LoraPair
 from appliance.release.likeness import Compared
 from appliance.release.llamacpp import Model
@@ -55,11 +54,6 @@ BASE_IN_4_BITS = Bounds(0.7, 3.0, -0.25)
 LEAST_STOPPED = 0.75
 # Training and release have the same matrices, and round them alike.
 _MOVED_TOLERANCE = 1e-3
-# How much of the adapter's change a release may show, give or take twice the standard error. Measured with
-# bases and releases in Q2_K to F16, with an adapter and a tenth of it: 0.85 to 1.01 where right, at most 0.64
-# with half of it merged, at least 1.22 with twice.
-STRENGTH = (0.75, 1.15)
-_ERRORS = 2.0
 _CLEARLY_NEARER = 0.8
 # An answer that ends later than in training still ends.
 _MORE_TOKENS = 2
@@ -71,7 +65,6 @@ class _Answered(NamedTuple):
 
     trained: Compared
     unmerged: Compared
-    change: np.ndarray
     own: list[int]
     ends: bool
 
@@ -82,11 +75,15 @@ def check(
     beside: Unmerged,
     quantization: Quantization,
     tokenizer: Any,
+    strength: Strength | None,
     *,
     threads: int,
     alive: Callable[[], None],
 ) -> Parity:
-    """Hold `path` against what was trained; raises ChildFailed (`parity_failed`) with the numbers."""
+    """Hold `path` against what was trained; raises ChildFailed (`parity_failed`) with the numbers.
+
+    `strength` is what its weights tell.
+    """
     with Model(path, threads=threads) as model:
         for row in expected.rows:
             _check_tokens(model, row)
@@ -94,7 +91,7 @@ def check(
         for answer, prompt in zip(expected.answers, beside.prompts, strict=True):
             found.append(_answered(model, answer, prompt))
             alive()
-    parity = _parity(expected.answers, found)
+    parity = _parity(expected.answers, found, strength)
     faults = _faults(parity, bounds(quantization, expected))
     if not blames_adapter(parity, quantization, beside):
         faults += _faults_of_merging(parity, quantization, beside)
@@ -161,17 +158,11 @@ def describe(
         f"{quantization} does as trained: divergence {answers.mean_kl:.3f} in answers (at most "
         f"{allowed.kl_in_answers:.2f}) and {prompts.mean_kl:.3f} in prompts (at most "
         f"{allowed.kl_in_prompts:.2f}; {parity.unmerged.mean_kl:.3f} from base and adapter unmerged, at "
-        f"most {to_unmerged:.2f}), {_describe_strength(parity.strength)}, the same most likely "
+        f"most {to_unmerged:.2f}), {strengths.describe(parity.strength)}, the same most likely "
         f"token at {answers.top1_agreement:.1%} of the decided places of answers (at least "
         f"{allowed.top1_agreement:.0%}), "
         f"{parity.equal_answers} of {parity.answers} answers equal"
     )
-
-
-def _describe_strength(found: Strength | None) -> str:
-    if found is None or not strength.tells(found):
-        return "too few differences to tell the adapter by"
-    return f"{found.slope:.2f} of the adapter's change"
 
 
 def _check_tokens(model: Model, row: TokenizedRow) -> None:
@@ -199,19 +190,20 @@ def _check_tokens(model: Model, row: TokenizedRow) -> None:
 def _answered(model: Model, expected: TrainedAnswer, prompt: Prompt) -> _Answered:
     tokens = [*expected.prompt, *expected.answer]
     logarithms = likeness.log_softmax(model.logits(tokens[:-1], len(expected.likely)))
-    in_prompt = logarithms[: len(prompt.likely)]
+    in_prompt = logarithms[: len(prompt)]
     own, _ = model.greedy(expected.prompt, _MORE_TOKENS * len(expected.answer), stop=True)
     return _Answered(
         trained=likeness.compare(expected.likely, logarithms),
-        unmerged=likeness.compare(prompt.likely, in_prompt),
-        change=strength.change(prompt.likely, prompt.alone, in_prompt),
+        unmerged=likeness.compare(prompt, in_prompt),
         own=own,
         # Else where the trained model's answer ended: one that took another turn may be longer.
         ends=model.ends_turn(own[-1]) or model.ends_turn(int(logarithms[-1].argmax())),
     )
 
 
-def _parity(expected: Sequence[TrainedAnswer], found: Sequence[_Answered]) -> Parity:
+def _parity(
+    expected: Sequence[TrainedAnswer], found: Sequence[_Answered], strength: Strength | None
+) -> Parity:
     pairs = list(zip(expected, found, strict=True))
     prompts = [slice(None, -len(one.answer)) for one in expected]
     answers = [slice(-len(one.answer), None) for one in expected]
@@ -220,9 +212,7 @@ def _parity(expected: Sequence[TrainedAnswer], found: Sequence[_Answered]) -> Pa
         in_answers=likeness.over(list(map(Compared.part, trained, answers))),
         in_prompts=likeness.over(list(map(Compared.part, trained, prompts))),
         unmerged=likeness.over([each.unmerged for each in found]),
-        strength=strength.measure(
-            [one.prompt for one in expected], [each.change for each in found]
-        ),
+        strength=strength,
         answers=len(found),
         equal_answers=sum(each.own[: len(one.answer)] == list(one.answer) for one, each in pairs),
         stopped=sum(each.ends for one, each in pairs if one.stopped),
@@ -262,20 +252,7 @@ def _faults_of_merging(parity: Parity, quantization: Quantization, beside: Unmer
             f"the mean divergence in prompts from base and adapter unmerged may be {most:.2f}; it is "
             f"{found:.3f}"
         )
-    return faults + _faults_of_strength(parity.strength)
-
-
-def _faults_of_strength(found: Strength | None) -> list[str]:
-    least, most = STRENGTH
-    if found is None or not strength.tells(found):
-        return []
-    around = _ERRORS * found.error
-    if least - around <= found.slope <= most + around:
-        return []
-    return [
-        f"{least} to {most} of what the adapter changes should be found in it; {found.slope:.2f} is, give or "
-        f"take {around:.2f}"
-    ]
+    return faults + strengths.faults(parity.strength)
 
 
 def _side_by_side(

@@ -83,9 +83,16 @@ def _pairs(header: GgufHeader, quantization: Quantization, model_name: str) -> d
     }
 
 
+class Destination(NamedTuple):
+    """A GGUF to write; `importance` by the names of its tensors, for those of which it is known."""
+
+    layout: Layout
+    importance: Mapping[str, np.ndarray] = {}
+
+
 def write(
     sources: Sources,
-    destinations: Mapping[Path, Layout],
+    destinations: Mapping[Path, Destination],
     *,
     threads: int,
     on_tensor: Callable[[str], None],
@@ -93,20 +100,27 @@ def write(
     """Write each of `destinations`; `on_tensor` is called with the name of each tensor that is done."""
     with contextlib.ExitStack() as stack:
         writers = [
-            stack.enter_context(GgufWriter(path, layout)) for path, layout in destinations.items()
+            (stack.enter_context(GgufWriter(path, each.layout)), each.importance)
+            for path, each in destinations.items()
         ]
         # Left first, also after an error: nothing is written any more when the files are closed.
         pool = stack.enter_context(ThreadPoolExecutor(threads))
 
         def take(name: str, values: np.ndarray) -> None:
-            for writer in writers:
-                _quantize(writer, name, values, pool)
+            for writer, importance in writers:
+                _quantize(writer, name, values, importance.get(name), pool)
             on_tensor(name)
 
         converter.stream(sources.converter_directory, sources.base, sources.pairs, take)
 
 
-def _quantize(writer: GgufWriter, name: str, values: np.ndarray, pool: ThreadPoolExecutor) -> None:
+def _quantize(
+    writer: GgufWriter,
+    name: str,
+    values: np.ndarray,
+    importance: np.ndarray | None,
+    pool: ThreadPoolExecutor,
+) -> None:
     tensor = writer.layout.tensors.get(name)
     if tensor is None or _significant(tensor.shape) != _significant(values.shape[::-1]):
         raise ChildFailed(
@@ -121,7 +135,7 @@ def _quantize(writer: GgufWriter, name: str, values: np.ndarray, pool: ThreadPoo
     block = max(1, _BLOCK_VALUES // rows.shape[1])
 
     def work(begin: int) -> None:
-        data = ggml.quantize_rows(rows[begin : begin + block], kind)
+        data = ggml.quantize_rows(rows[begin : begin + block], kind, importance)
         writer.write(name, data, begin * row_bytes)
 
     # All of them, so that an error in any is raised here.

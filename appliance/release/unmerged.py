@@ -1,4 +1,4 @@
-"""What base and adapter do side by side, unmerged, as llama.cpp runs them, and what the base does alone.
+"""What base and adapter do side by side, unmerged, as llama.cpp runs them.
 
 A release is held against this besides what was trained, since there is no base in NF4 in it: what merging
 does wrong shows here, whatever precision the training left. Judges nothing.
@@ -19,13 +19,8 @@ from appliance.records import Quantization
 from appliance.release.likeness import divergence, log_softmax, most_likely
 from appliance.release.llamacpp import FILE_TYPES, Model
 
-
-class Prompt(NamedTuple):
-    """At each of a prompt's last places: the most likely tokens with the adapter, and how likely the base
-    alone finds those [places, tokens], in logarithms."""
-
-    likely: tuple[Likely, ...]
-    alone: np.ndarray
+# At each of a prompt's last places the most likely tokens.
+Prompt = tuple[Likely, ...]
 
 
 class Unmerged(NamedTuple):
@@ -51,10 +46,7 @@ def of(
         for each in answers:
             places = len(each.likely) - len(each.answer)
             together = log_softmax(model.logits(each.prompt[:-1], places))
-            alone = log_softmax(model.logits(each.prompt[:-1], places, adapted=False))
-            likely = tuple(most_likely(row, len(each.likely[0])) for row in together)
-            ids = np.array([[token_id for token_id, _ in place] for place in likely])
-            prompts.append(Prompt(likely, np.take_along_axis(alone, ids, axis=-1)))
+            prompts.append(tuple(most_likely(row, len(each.likely[0])) for row in together))
             divergences += map(divergence, each.likely, together)
             alive()
     return Unmerged(_quantization(base_file), prompts, float(np.mean(divergences)))

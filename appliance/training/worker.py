@@ -28,6 +28,7 @@ from appliance.training import (
     behaviour,
     callbacks,
     checkpoints,
+    importance,
     precision,
     rows,
     split,
@@ -37,6 +38,7 @@ from appliance.training import (
 CHECKPOINTS = "checkpoints"
 ADAPTER = "adapter"
 BEHAVIOUR = "behaviour.json"
+IMPORTANCE = "importance.safetensors"
 
 
 def train(directory: Path, reporter: batch.Reporter) -> TrainingResult:
@@ -67,6 +69,8 @@ def train(directory: Path, reporter: batch.Reporter) -> TrainingResult:
         if spec.max_steps is None:
             held_out = validation_rows or train_rows
             _record_behaviour(directory, spec, run, conversations, held_out, reporter)
+            if spec.importance_matrix:
+                _record_importance(directory, run, train_rows, reporter)
         _publish_adapter(directory, model)
     return TrainingResult(
         steps=run.state.global_step,
@@ -195,6 +199,16 @@ def _record_behaviour(
         alive=reporter.alive,
     )
     durable.write_json(directory / BEHAVIOUR, found)
+
+
+def _record_importance(
+    directory: Path,
+    run: trainer.AdapterTrainer,
+    examples: list[rows.Example],
+    reporter: batch.Reporter,
+) -> None:
+    reporter.report("importance", "Looking at what matters to each layer, for the quantizer")
+    importance.record(run.whole_model(), examples, directory / IMPORTANCE, reporter.alive)
 
 
 def _publish_adapter(directory: Path, model: Any) -> None:

@@ -52,21 +52,36 @@ def edit(path: Path, key: str, replace: Any) -> Path:
 
 
 def merge(
-    base: Path, base_file: Path, adapter_directory: Path, converter: Path, work: Path, factor: float
-) -> Path:
-    """A release in Q8_0 that adds `factor` times what was trained, and the adapter beside it."""
+    base: Path,
+    base_file: Path,
+    adapter_directory: Path,
+    converter: Path,
+    work: Path,
+    factor: float,
+    quantization: str = "Q8_0",
+) -> tuple[Path, Strength]:
+    """A release that adds `factor` times what was trained, the adapter beside it; what its weights tell."""
     paths = map(str, (base, base_file, adapter_directory, converter, work))
-    argv = [sys.executable, "-m", "tests.release.wrong_scale", *paths, str(factor)]
+    argv = [sys.executable, "-m", "tests.release.wrong_scale", *paths, str(factor), quantization]
     done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    return work / "wrong.gguf"
+    told = msgspec.json.decode(done.stdout.splitlines()[-1], type=Strength)
+    return work / "wrong.gguf", told
 
 
-def hold(made: Path, base: Path, base_file: Path, trained: Path, *, base_in_4_bits: bool) -> Parity:
+def hold(
+    merged: tuple[Path, Strength | None],
+    base: Path,
+    base_file: Path,
+    trained: Path,
+    *,
+    base_in_4_bits: bool,
+) -> Parity:
     from transformers import AutoTokenizer
 
     from appliance.release import parity, unmerged
 
+    made, strength = merged
     behaviour = durable.read_json(trained / "behaviour.json", TrainedBehaviour)
     behaviour = msgspec.structs.replace(behaviour, base_in_4_bits=base_in_4_bits)
     beside = unmerged.of(
@@ -82,6 +97,7 @@ def hold(made: Path, base: Path, base_file: Path, trained: Path, *, base_in_4_bi
         beside,
         Quantization.Q8_0,
         AutoTokenizer.from_pretrained(base),
+        strength,
         threads=2,
         alive=lambda: None,
     )
@@ -102,8 +118,8 @@ class TestBrokenRelease:
         assert file.parity.unmerged.positions == file.parity.in_prompts.positions
         assert 0.0001 < file.parity.unmerged.mean_kl < 0.1
         assert file.parity.strength is not None
-        assert 0.95 < file.parity.strength.slope < 1.05
-        assert file.parity.strength.correlation > 0.95
+        assert 0.99 < file.parity.strength.slope < 1.01
+        assert file.parity.strength.error < 0.01
         assert 100 < file.parity.in_prompts.positions <= 4 * 64
         assert 100 < file.parity.in_answers.positions <= 4 * 48
 
@@ -138,14 +154,20 @@ class TestBrokenRelease:
             hold(made, starter, starter_file, trained, base_in_4_bits=base_in_4_bits)
         assert caught.value.code == "parity_failed"
         assert "prompts from base and adapter unmerged may be" in caught.value.message
+        assert "adds to the weights should be found in it" in caught.value.message
         assert "as trained: " in caught.value.message
         assert "as released: " in caught.value.message
+        # What it does tells without what it holds, too.
+        with pytest.raises(ChildFailed, match="unmerged may be"):
+            hold((made[0], None), starter, starter_file, trained, base_in_4_bits=base_in_4_bits)
 
+    @pytest.mark.parametrize("quantization", ["Q8_0", "Q2_K"])
     @pytest.mark.parametrize(("factor", "passes"), [(1, True), (0.5, False), (2, False)])
     def test_a_weak_adapter_merged_with_another_scale(
         self,
         factor: float,
         passes: bool,
+        quantization: str,
         starter: Path,
         starter_file: Path,
         converter: Path,
@@ -153,17 +175,19 @@ class TestBrokenRelease:
     ) -> None:
         # So little that the divergence of a wrong one is within every bound.
         weak = make_adapter(starter, tmp_path / "weak", deviation=0.02)
-        made = merge(starter, starter_file, weak, converter, tmp_path, factor)
-        if passes:
+        made = merge(starter, starter_file, weak, converter, tmp_path, factor, quantization)
+        assert made[1].slope == pytest.approx(factor, rel=0.15)
+        if quantization != "Q8_0":
             from appliance.release import strength
 
+            assert strength.keeps(made[1]) == passes
+        elif passes:
             found = hold(made, starter, starter_file, weak, base_in_4_bits=True)
-            assert found.strength is not None
-            assert strength.tells(found.strength)
-            return
-        with pytest.raises(ChildFailed, match="of what the adapter changes should be") as caught:
-            hold(made, starter, starter_file, weak, base_in_4_bits=True)
-        assert "divergence" not in caught.value.message
+            assert found.strength == made[1]
+        else:
+            with pytest.raises(ChildFailed, match="adds to the weights should be") as caught:
+                hold(made, starter, starter_file, weak, base_in_4_bits=True)
+            assert "divergence" not in caught.value.message
 
     @pytest.mark.parametrize("base_in_4_bits", [False, True])
     def test_with_queries_and_keys_that_are_not_permuted(
@@ -257,8 +281,7 @@ def likeness(mean_kl: float = 0.0, top1_agreement: float = 1.0) -> Likeness:
 
 
 def slope(found: float, **changes: float) -> Strength:
-    sure = Strength(slope=found, error=0.0, correlation=0.9, places=40.0)
-    return msgspec.structs.replace(sure, **changes)
+    return Strength(**({"slope": found, "error": 0.0} | changes))
 
 
 def behaviour_of(**changes: Any) -> TrainedBehaviour:
@@ -311,13 +334,14 @@ def test_each_number_has_its_bound(changes: dict[str, Any], count: int) -> None:
         ({"unmerged": likeness(0.39)}, 0),
         ({"unmerged": likeness(0.41)}, 1),
         ({"unmerged": likeness(float("nan"))}, 1),
-        ({"strength": slope(0.76)}, 0),
-        ({"strength": slope(0.74)}, 1),
-        ({"strength": slope(1.16)}, 1),
-        ({"strength": slope(0.74, error=0.01)}, 0),
-        ({"strength": slope(0.74, error=0.004)}, 1),
-        ({"strength": slope(1.16, correlation=0.5)}, 0),
-        ({"strength": slope(0.5, places=15.0)}, 0),
+        ({"strength": slope(0.81)}, 0),
+        ({"strength": slope(0.79)}, 1),
+        ({"strength": slope(1.21)}, 1),
+        ({"strength": slope(0.78, error=0.006)}, 0),
+        ({"strength": slope(0.78, error=0.004)}, 1),
+        ({"strength": slope(1.22, error=0.006)}, 0),
+        ({"strength": slope(0.0, error=0.09)}, 1),
+        ({"strength": slope(0.0, error=0.11)}, 0),
         ({"strength": None}, 0),
         ({"unmerged": likeness(1.5), "strength": slope(0.5)}, 2),
     ],

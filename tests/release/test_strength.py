@@ -1,91 +1,125 @@
-"""How much of one change is found in another, and when nothing can be told."""
+"""How much of an adapter is in a release, told from its weights, in every type."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytestmark = pytest.mark.llama
+from appliance import durable
+from appliance.child_records import ReleaseResult
+from appliance.records import Strength
+
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.llama,
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning"),
+]
 
 
-def changes(factor: float, *, places: int = 50, noise: float = 0.0, size: float = 0.5) -> Any:
-    """What a second model changes that makes `factor` of what the first does, and `noise` of its own."""
+@pytest.mark.slow
+def test_a_release_has_what_was_trained_in_every_type_that_it_was_written_in(
+    released: Path,
+) -> None:
+    files = durable.read_json(released / "result.json", ReleaseResult).files
+    assert len(files) == 2
+    for file in files:
+        assert file.parity is not None
+        found = file.parity.strength
+        assert found is not None
+        assert found.slope == pytest.approx(1, abs=0.05 + 4 * found.error)
+        assert found.error < 0.05
+
+
+def written(path: Path, values: Any, kind: str) -> None:
+    """A GGUF with one tensor."""
+    from appliance.release import ggml
+    from appliance.release.gguf_writer import GgufWriter, Layout
+
+    number = ggml.types_by_name()[kind]
+    rows, columns = values.shape
+    size = rows * ggml.row_bytes(number, columns)
+    with GgufWriter(path, Layout({}, {"w": ((columns, rows), number, size)})) as writer:
+        writer.write("w", ggml.quantize_rows(values, number), 0)
+
+
+@pytest.fixture
+def dequantizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader of types comes from whichever `gguf` this process has."""
+    pytest.importorskip("gguf.quants")
+
+
+@pytest.mark.usefixtures("dequantizer")
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q6_K", "q5_K", "q4_K", "q2_K", "q5_0"])
+@pytest.mark.parametrize("factor", [0.0, 0.5, 1.0, 2.0])
+def test_the_scale_is_told_through_the_noise_of_the_type(
+    tmp_path: Path, kind: str, factor: float
+) -> None:
     import numpy as np
 
     from appliance.release import strength
-    from appliance.release.likeness import log_softmax, most_likely
+    from appliance.release.strength import Reference
 
     chance = np.random.default_rng(0)
-    before = log_softmax(chance.normal(size=(places, 40)))
-    change = size * chance.normal(size=(places, 40))
-    first = log_softmax(before + change)
-    second = log_softmax(before + factor * change + noise * chance.normal(size=(places, 40)))
-    likely = [most_likely(row, 10) for row in first]
-    alone = np.take_along_axis(before, np.array([[i for i, _ in each] for each in likely]), -1)
-    return strength.change(likely, alone, second)
+    base = chance.normal(size=(512, 512)).astype(np.float32)
+    low_rank = chance.normal(size=(512, 8)) @ chance.normal(size=(8, 512))
+    added = (0.02 * low_rank / low_rank.std()).astype(np.float32)
+    written(tmp_path / "w.gguf", base + np.float32(factor) * added, kind)
+    found = strength.measure(tmp_path / "w.gguf", [Reference("w", base, added)])
+    assert found is not None
+    # Coarse types make everything a little smaller.
+    assert found.slope == pytest.approx(factor, abs=0.1 * factor + 4 * found.error)
+    assert strength.keeps(found) == (factor == 1)
+    assert bool(strength.faults(found)) == (factor != 1)
 
 
-@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0, -1.0])
-def test_it_is_how_much_of_a_change_is_made(factor: float) -> None:
-    from appliance.release import strength
+@pytest.mark.usefixtures("dequantizer")
+def test_a_base_on_the_grid_of_another_type_swallows_the_adapter_and_that_is_seen(
+    tmp_path: Path,
+) -> None:
+    import importlib
 
-    found = strength.measure([range(50)], [changes(factor)])
-    assert found.slope == pytest.approx(factor)
-    assert found.error == pytest.approx(0, abs=1e-9)
-    assert abs(found.correlation) == pytest.approx(1)
-    assert 30 < found.places < 50
-    assert strength.tells(found) == (factor > 0)
+    import numpy as np
+
+    from appliance.release import ggml, strength
+    from appliance.release.strength import Reference
+
+    chance = np.random.default_rng(0)
+    values = chance.normal(size=(512, 512)).astype(np.float32)
+    blocks = np.frombuffer(ggml.quantize_rows(values, 3), np.uint8).reshape(512, -1)
+    kind = importlib.import_module("gguf.constants").GGMLQuantizationType(3)
+    # As of a base model that was imported from a GGUF in Q4_1.
+    base = importlib.import_module("gguf.quants").dequantize(blocks, kind)
+    low_rank = chance.normal(size=(512, 8)) @ chance.normal(size=(8, 512))
+    added = (0.02 * low_rank / low_rank.std()).astype(np.float32)
+    kept = {}
+    for name in ("q4_K", "q8_0"):
+        written(tmp_path / f"{name}.gguf", base + added, name)
+        kept[name] = strength.measure(tmp_path / f"{name}.gguf", [Reference("w", base, added)])
+    assert strength.keeps(kept["q8_0"])
+    assert not strength.keeps(kept["q4_K"])
+    assert kept["q4_K"] is not None
+    assert kept["q4_K"].slope < 0.5
+    (fault,) = strength.faults(kept["q4_K"])
+    assert "publisher's safetensors" in fault
 
 
-def test_where_nothing_changes_nothing_is_told() -> None:
+def test_nothing_is_claimed_where_nothing_can_be_told(tmp_path: Path) -> None:
     import numpy as np
 
     from appliance.release import strength
+    from appliance.release.strength import Reference
 
-    found = strength.measure([range(50)], [changes(0.0)])
-    assert found.slope == pytest.approx(0)
-    assert not strength.tells(found)
-    nothing = strength.measure([range(50)], [np.zeros((50, 3))])
-    assert (nothing.slope, nothing.correlation, nothing.places) == (1.0, 0.0, 0.0)
-
-
-def test_its_error_is_what_it_misses_the_truth_by() -> None:
-    import numpy as np
-
-    from appliance.release import strength
-
-    # In the same noise, from 40 times as many places, the slope is known well.
-    parts = changes(1.0, places=2000, noise=0.3).reshape(40, 50, 3)
-    found = [strength.measure([range(50)], [part]) for part in parts]
-    missed = np.std([each.slope for each in found])
-    assert np.mean([each.error for each in found]) == pytest.approx(missed, rel=0.25)
-    whole = strength.measure([range(2000)], [parts.reshape(-1, 3)])
-    assert whole.error == pytest.approx(missed / 40**0.5, rel=0.25)
-
-
-def test_the_same_prompt_again_tells_nothing_new() -> None:
-    from appliance.release import strength
-
-    once = changes(1.0, places=10, noise=0.3)
-    found = strength.measure([range(30), range(30), range(30)], [once, once, once])
-    assert found == strength.measure([range(30)], [once])
-    assert found.places <= 10
-    assert not strength.tells(found)
-    # Another beginning makes them other places.
-    other = strength.measure([range(30), [7, *range(1, 30)]], [once, once])
-    assert other.places == pytest.approx(2 * found.places)
-    # Two that part behind their fifth place have those five in common.
-    parted = strength.measure([range(30), [*range(25), *range(70, 75)]], [once, once])
-    assert found.places < parted.places < other.places
-
-
-def test_one_place_with_most_of_the_change_makes_few_of_many() -> None:
-    from appliance.release import strength
-
-    many = changes(1.0, places=60, noise=0.3)
-    assert strength.tells(strength.measure([range(60)], [many]))
-    many[7] *= 100
-    found = strength.measure([range(60)], [many])
-    assert found.places < 5
-    assert not strength.tells(found)
+    values = np.ones((1, 256), np.float32)
+    written(tmp_path / "w.gguf", values, "f16")
+    nothing = strength.measure(tmp_path / "w.gguf", [Reference("w", values, 0 * values)])
+    assert nothing is None
+    assert strength.measure(tmp_path / "w.gguf", []) is None
+    assert strength.keeps(None)
+    assert strength.faults(None) == []
+    assert "too little to tell" in strength.describe(None)
+    unsure = Strength(slope=0.0, error=0.2)
+    assert strength.keeps(unsure)
+    assert strength.describe(unsure) == strength.describe(None)
+    assert strength.describe(Strength(slope=0.98, error=0.01)).startswith("0.98 of the adapter")
