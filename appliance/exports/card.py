@@ -11,7 +11,17 @@ from collections.abc import Iterable, Iterator, Sequence
 import msgspec
 
 from appliance.exports.provenance import Provenance, Written
-from appliance.records import Likeness
+from appliance.records import ImportanceUse, Likeness
+
+_COMPARED = (
+    "file",
+    "in answers",
+    "in prompts",
+    "from base and adapter",
+    "adapter in the weights",
+    "equal answers",
+    "importance matrix",
+)
 
 
 def markdown(known: Provenance, files: Sequence[Written]) -> str:
@@ -98,7 +108,7 @@ def _files(files: Sequence[Written]) -> Iterator[str]:
         yield f"| {_plain(each.name)} | {each.bytes:,} | {each.sha256} |"
     yield ""
     compared = [
-        (each.name, each.released.parity)
+        (each.name, each.released, each.released.parity)
         for each in files
         if each.released and each.released.parity
     ]
@@ -106,12 +116,20 @@ def _files(files: Sequence[Written]) -> Iterator[str]:
         yield "None of these files was compared with the model as it was trained."
         return
     yield "Compared with the model as it was trained; divergence is the mean, in nats a token."
-    yield from ("", "| file | in answers | in prompts | from base and adapter | equal answers |")
-    yield "|---|---|---|---|---|"
-    for name, found in compared:
-        numbers = map(_divergence, (found.in_answers, found.in_prompts, found.unmerged))
-        equal = f"{found.equal_answers} of {found.answers}"
-        yield f"| {_plain(name)} | {' | '.join(numbers)} | {equal} |"
+    yield from ("", f"| {' | '.join(_COMPARED)} |", "|---" * len(_COMPARED) + "|")
+    for name, released, found in compared:
+        numbers = [*map(_divergence, (found.in_answers, found.in_prompts, found.unmerged))]
+        numbers.append("not told" if found.strength is None else f"{found.strength.slope:.2f}")
+        numbers.append(f"{found.equal_answers} of {found.answers}")
+        numbers.append(_importance(released.importance))
+        yield f"| {_plain(name)} | {' | '.join(numbers)} |"
+
+
+def _importance(use: ImportanceUse | None) -> str:
+    if use is None:
+        return "none"
+    compared = f"{use.kl_with:.4f} with it, {use.kl_without:.4f} without"
+    return f"of {use.tokens} tokens ({compared})" if use.used else f"not used ({compared})"
 
 
 def _divergence(found: Likeness) -> str:

@@ -19,6 +19,7 @@ from appliance.records import (
     Quantization,
     Release,
     ReleaseFile,
+    Strength,
 )
 
 HYPERPARAMETERS = Hyperparameters(
@@ -45,6 +46,7 @@ PARITY = Parity(
     in_answers=likeness(0.0091),
     in_prompts=likeness(0.0832),
     unmerged=likeness(0.0727),
+    strength=Strength(slope=0.976, error=0.0045),
     answers=8,
     equal_answers=7,
     stopped=8,

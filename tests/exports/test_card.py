@@ -6,6 +6,7 @@ import msgspec
 
 from appliance.exports import card
 from appliance.exports.provenance import Provenance, Written
+from appliance.records import ImportanceUse
 from tests.exports.records import PARITY, continued, likeness, provenance, written
 
 
@@ -25,7 +26,7 @@ def test_says_where_everything_came_from() -> None:
         "| 0.2500 |",
         f"| adapter.gguf | 9 | {'a' * 64} |",
         f"| model-Q4\\_K\\_M.gguf | 1,000 | {'0' * 64} |",
-        "| model-Q4\\_K\\_M.gguf | 0.0091 | 0.0832 | 0.0727 | 7 of 8 |",
+        "| model-Q4\\_K\\_M.gguf | 0.0091 | 0.0832 | 0.0727 | 0.98 | 7 of 8 | none |",
         "| torch | 2.13.0 |",
         "Not looked at",
     ):
@@ -85,4 +86,10 @@ def test_a_comparison_from_before_there_was_one_is_no_figure() -> None:
     old = msgspec.structs.replace(
         file, released=msgspec.structs.replace(file.released, parity=before)
     )
-    assert "| 0.0091 | 0.0832 | not compared | 7 of 8 |" in text_of(known, [old])
+    assert "| not compared | 0.98 | 7 of 8 | none |" in text_of(known, [old])
+    untold = msgspec.structs.replace(before, strength=None)
+    for used, told in ((True, "of 900 tokens ("), (False, "not used (")):
+        use = ImportanceUse(used=used, tokens=900, kl_with=0.25, kl_without=0.5)
+        released = msgspec.structs.replace(file.released, parity=untold, importance=use)
+        text = text_of(known, [msgspec.structs.replace(file, released=released)])
+        assert f"| not told | 7 of 8 | {told}0.2500 with it, 0.5000 without) |" in text

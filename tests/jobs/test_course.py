@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from appliance import durable
+from appliance.child_records import ReleaseSpec, TrainingSpec
 from appliance.hardware import profiles
 from appliance.hardware.fit.machine import machine_of
 from appliance.hardware.lease import Ledger
@@ -44,6 +45,30 @@ def hung_group(daemon, job, stage) -> int:
     group = int((daemon.state_dir / "jobs" / job["id"] / stage / "hung.pid").read_text())
     assert len(group_members(group)) == 2
     return group
+
+
+@pytest.mark.parametrize(
+    ("asked", "quantizations", "noted"),
+    [
+        ({}, ["Q4_K_M"], False),
+        ({"importance_matrix": "off"}, ["Q4_K_M"], False),
+        ({"importance_matrix": "auto"}, ["Q8_0", "Q4_K_M"], True),
+        ({"importance_matrix": "on"}, ["Q2_K"], True),
+        # No type gains from one.
+        ({"importance_matrix": "on"}, ["Q8_0", "F16"], False),
+    ],
+)
+def test_children_are_told_of_an_importance_matrix(shared_daemon, asked, quantizations, noted):
+    job = shared_daemon.create_job(appliance={"quantizations": quantizations, **asked})
+    done = shared_daemon.wait_for_job(job["id"], "succeeded", "failed")
+    assert done["status"] == "succeeded"
+    directory = shared_daemon.state_dir / "jobs" / job["id"]
+    training = durable.read_json(directory / "training" / "spec.json", TrainingSpec)
+    release = durable.read_json(directory / "release" / "spec.json", ReleaseSpec)
+    assert training.importance_matrix == noted
+    file = str(directory / "training" / "importance.safetensors")
+    assert release.trained.importance_file == (file if noted else None)
+    assert release.trained.importance_matrix == asked.get("importance_matrix", "off")
 
 
 def test_job_ends_in_a_model_that_answers(shared_daemon):
