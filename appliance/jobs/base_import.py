@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import msgspec
 
@@ -41,6 +42,8 @@ from appliance.records import BaseModel
 from appliance.settings import Settings
 from appliance.store.store import Store
 
+T = TypeVar("T")
+P = ParamSpec("P")
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -92,7 +95,17 @@ async def import_base(
                 stall_timeout_seconds=settings.stall_timeout_seconds,
                 pass_fds=(lease.descriptor,),
             )
-        return await asyncio.to_thread(_publish, store, spec, imported, released, work)
+        return await _to_its_end(_publish, store, spec, imported, released, work)
+
+
+async def _to_its_end(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
+    """Run it in a thread; cancelled, wait for it all the same: what it works on is about to be removed."""
+    running = asyncio.ensure_future(asyncio.to_thread(work, *args, **options))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        await asyncio.wait({running})
+        raise
 
 
 def check_name(name: str) -> None:

@@ -181,6 +181,7 @@ class UploadStore:
                     uploads.c.status == UploadStatus.PENDING.value
                 )
             ).one()
+            arrived = connection.execute(select(func.sum(upload_parts.c.bytes))).scalar() or 0
         if pending[0] >= MAX_PENDING:
             raise Busy(
                 "too_many_uploads",
@@ -189,7 +190,7 @@ class UploadStore:
             )
         self._quota.check(size_bytes + (pending[1] or 0))
         # Parts and file lie side by side while the one is made of the others.
-        needed = 2 * (size_bytes + (pending[1] or 0))
+        needed = 2 * (size_bytes + (pending[1] or 0)) - arrived
         free = shutil.disk_usage(self._directory).free
         if needed > free:
             raise durable.out_of_disk(

@@ -28,7 +28,7 @@ from appliance.errors import (
 from appliance.hardware import selection
 from appliance.hardware.fit import needs, shapes
 from appliance.hardware.lease import GIB, Ledger
-from appliance.jobs import deletion
+from appliance.jobs import base_import, deletion
 from appliance.jobs.base_import import import_base
 from appliance.store.store import Store
 from tests.fakes import PROGRAMS
@@ -158,6 +158,39 @@ def test_an_import_keeps_within_the_quota(store, run):
     store.quota._limit_bytes = 2 * used
     run(name="third")
     assert [base.name for base in store.catalog.bases()] == ["first", "third"]
+    assert leftovers(store) == []
+
+
+def test_cancelled_while_it_is_published_it_is_whole_all_the_same(
+    store, settings, selected, ledger, tmp_path, monkeypatch
+):
+    source = tmp_path / "source.gguf"
+    source.write_text("weights")
+    spec = ImportSpec(name="tiny", source=str(source), licence="mit", origin="a stick")
+    begun, go_on, publish = threading.Event(), threading.Event(), base_import._publish
+
+    def slowly(*args):
+        begun.set()
+        assert go_on.wait(10)
+        return publish(*args)
+
+    monkeypatch.setattr(base_import, "_publish", slowly)
+
+    async def cancelled_in_the_middle():
+        importing = asyncio.create_task(
+            import_base(store, settings, selected, ledger, PROGRAMS, spec, lambda lines: None)
+        )
+        await asyncio.to_thread(begun.wait, 10)
+        importing.cancel()
+        await asyncio.sleep(0.05)
+        assert not importing.done()
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await importing
+
+    asyncio.run(cancelled_in_the_middle())
+    base = store.catalog.get("tiny")
+    assert base_import._is_whole(store, base)
     assert leftovers(store) == []
 
 
