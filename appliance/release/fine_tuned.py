@@ -168,14 +168,17 @@ class _FineTuned:
     def _settle(self, quantization: Quantization) -> ImportanceUse | None:
         if self._importance is None or quantization not in self._weighed():
             return None
-        weighted = self._weighted_path(quantization)
+        plain, weighted = self._path(quantization), self._weighted_path(quantization)
+        plain_keeps, weighted_keeps = (
+            strength.keeps(strength.measure(path, self._references)) for path in (plain, weighted)
+        )
         use = importance.settle(
-            self._path(quantization),
+            plain,
             weighted,
             self._trained.importance_matrix,
             self._importance.tokens,
             self._behaviour.answers,
-            keeps_adapter=strength.keeps(strength.measure(weighted, self._references)),
+            keeps_adapter=(plain_keeps, weighted_keeps),
             threads=self._spec.threads,
             alive=self._reporter.alive,
         )

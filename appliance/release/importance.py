@@ -61,16 +61,19 @@ def settle(
     tokens: int,
     answers: Sequence[TrainedAnswer],
     *,
-    keeps_adapter: bool,
+    keeps_adapter: tuple[bool, bool],
     threads: int,
     alive: Callable[[], None],
 ) -> ImportanceUse:
     """Keep one of two files of the same type, as `plain`: the one that was `asked` for, or the nearer one.
 
-    One that does not keep the adapter in its weights is not kept unless it was asked for.
+    `keeps_adapter` says of either whether the adapter is in its weights: one that has lost it is not kept
+    unless it was asked for.
     """
     kl_without, kl_with = (_divergence(path, answers, threads, alive) for path in (plain, weighted))
-    used = asked == "on" or (kl_with < kl_without and keeps_adapter)
+    plain_keeps, weighted_keeps = keeps_adapter
+    better = kl_with < kl_without or not plain_keeps
+    used = asked == "on" or (weighted_keeps and better)
     if used:
         weighted.replace(plain)
     else:

@@ -179,6 +179,50 @@ def test_auto_keeps_what_is_nearer_to_the_trained_model(
     assert forced.sha256 != plain.sha256
 
 
+@pytest.mark.parametrize(
+    ("asked", "nearer", "plain_keeps", "weighted_keeps", "used"),
+    [
+        ("auto", True, True, True, True),
+        ("auto", False, True, True, False),
+        # Nearer, and without the adapter, as a coarse type can be.
+        ("auto", True, True, False, False),
+        ("auto", False, False, True, True),
+        ("auto", True, False, False, False),
+        ("on", False, True, False, True),
+    ],
+)
+def test_what_has_lost_the_adapter_is_kept_only_where_it_was_asked_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    asked: Any,
+    nearer: bool,
+    plain_keeps: bool,
+    weighted_keeps: bool,
+    used: bool,
+) -> None:
+    from appliance.release import importance
+
+    plain, weighted = tmp_path / "plain", tmp_path / "weighted"
+    plain.write_text("plain")
+    weighted.write_text("weighted")
+    distances = {plain: 0.2, weighted: 0.1 if nearer else 0.3}
+    monkeypatch.setattr(importance, "_divergence", lambda path, *_: distances[path])
+    use = importance.settle(
+        plain,
+        weighted,
+        asked,
+        7,
+        (),
+        keeps_adapter=(plain_keeps, weighted_keeps),
+        threads=1,
+        alive=lambda: None,
+    )
+    assert use.used == used
+    assert (use.tokens, use.kl_without, use.kl_with) == (7, 0.2, distances[weighted])
+    assert plain.read_text() == ("weighted" if used else "plain")
+    assert not weighted.exists()
+
+
 @pytest.mark.parametrize("fault", ["missing", "garbage", "negative", "nan", "shape", "untold"])
 def test_a_damaged_one_is_told(
     wide: Path, wide_file: Path, wide_adapter: Path, converter: Path, tmp_path: Path, fault: str
