@@ -99,13 +99,12 @@ async def import_base(
 
 
 async def _to_its_end(work: Callable[P, T], *args: P.args, **options: P.kwargs) -> T:
-    """Run it in a thread; cancelled, wait for it all the same: what it works on is about to be removed."""
+    """Run it in a thread, to its end: what it works on is removed afterwards, so it is too late to cancel."""
     running = asyncio.ensure_future(asyncio.to_thread(work, *args, **options))
-    try:
-        return await asyncio.shield(running)
-    except asyncio.CancelledError:
-        await asyncio.wait({running})
-        raise
+    while not running.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait({running})
+    return running.result()
 
 
 def check_name(name: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import logging
 import shutil
 from collections.abc import Awaitable, Callable
@@ -35,6 +36,7 @@ class ImportQueue:
         self._woken = asyncio.Event()
         self._queue: asyncio.Task[None] | None = None
         self._current: tuple[str, asyncio.Task[None]] | None = None
+        self._cancelling: set[str] = set()
         self._said = ""
 
     def start(self) -> None:
@@ -45,7 +47,7 @@ class ImportQueue:
         """Stop; the children are gone when this returns, and imports wait for the next start."""
         if self._queue is not None:
             self._queue.cancel()
-            await asyncio.wait({self._queue})
+            await _until_done(self._queue)
 
     def wake(self) -> None:
         """Say that there may be a new import."""
@@ -57,16 +59,25 @@ class ImportQueue:
         return self._said or None if under_way else None
 
     async def cancel(self, import_id: str) -> BaseImport:
-        """Cancel an import that has not ended; its processes are gone when this returns."""
-        wanted = await asyncio.to_thread(
-            self._store.imports.move, import_id, ImportStatus.CANCELLED
-        )
+        """Cancel an import; its processes are gone when this returns. Raises WrongState if it has ended."""
+        move = functools.partial(self._store.imports.move, import_id, ImportStatus.CANCELLED)
+        self._cancelling.add(import_id)
+        try:
+            # It may have been too late: then it has succeeded by now.
+            await self._end(import_id)
+            wanted = await asyncio.to_thread(move)
+            # The queue may have taken it up in between.
+            await self._end(import_id)
+        finally:
+            self._cancelling.discard(import_id)
+        await asyncio.to_thread(self._remove_files, import_id)
+        return wanted
+
+    async def _end(self, import_id: str) -> None:
         if self._current is not None and self._current[0] == import_id:
             task = self._current[1]
             task.cancel()
-            await asyncio.wait({task})
-        await asyncio.to_thread(self._remove_files, import_id)
-        return wanted
+            await _until_done(task)
 
     async def _work(self) -> None:
         while True:
@@ -82,7 +93,8 @@ class ImportQueue:
 
     async def _run_next(self) -> None:
         self._woken.clear()
-        waiting = await asyncio.to_thread(self._store.imports.unfinished)
+        unfinished = await asyncio.to_thread(self._store.imports.unfinished)
+        waiting = [each for each in unfinished if each.id not in self._cancelling]
         if not waiting:
             await self._woken.wait()
             return
@@ -93,7 +105,7 @@ class ImportQueue:
         finally:
             # Cancelled itself: the daemon stops, and the import's children with it.
             task.cancel()
-            await asyncio.wait({task})
+            await _until_done(task)
             self._current = None
         if not task.cancelled():
             task.result()
@@ -149,3 +161,15 @@ class ImportQueue:
 
     def _remove_files(self, import_id: str) -> None:
         shutil.rmtree(self._store.imports_directory / import_id, ignore_errors=True)
+
+
+async def _until_done(task: asyncio.Task[None]) -> None:
+    """Wait for its end, however often that is cancelled; then be cancelled."""
+    cancelled = False
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError:
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError

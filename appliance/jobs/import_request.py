@@ -11,6 +11,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from appliance import durable
 from appliance.errors import InvalidInput
 from appliance.jobs import base_import
 from appliance.records import StoredFile
@@ -58,6 +59,7 @@ def create(store: Store, request: ImportRequest) -> BaseImport:
     directory = store.imports_directory / wanted.id
     directory.mkdir()
     try:
+        durable.fsync_path(store.imports_directory)
         for file in files:
             store.files.link_content(file, directory / file.filename)
         store.imports.add(wanted)

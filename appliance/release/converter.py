@@ -9,10 +9,12 @@ the latter, nothing here works.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import importlib
 import json
 import logging
+import math
 import runpy
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -22,8 +24,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from appliance import durable
-from appliance.errors import ChildFailed, ConfigurationError
+from appliance import durable, versions
+from appliance.errors import UNDECODABLE, ChildFailed, ConfigurationError
 from appliance.release.adapter import LoraPair
 
 MODEL_SCRIPT = "convert_hf_to_gguf.py"
@@ -50,25 +52,25 @@ def run(script: Path, arguments: Sequence[str]) -> None:
 
 
 def write_configuration(directory: Path, base: Path, destination: Path) -> None:
-    """Write durably what the converter makes of the base's configuration, for `configured`; no file is
-    written if that is not the same as JSON.
-
-    Raises ChildFailed (`conversion_failed`).
-    """
+    """Write durably what the converter makes of the base's configuration, for `configured`, unless it cannot
+    be JSON. Raises ChildFailed (`conversion_failed`)."""
     with _failure_as_error():
         hparams = _conversion(directory).ModelBase.load_hparams(base, False)
         with contextlib.suppress(TypeError):
-            durable.write_durably(destination, json.dumps(hparams).encode())
+            known = {"versions": versions.installed(), "hparams": hparams}
+            durable.write_durably(destination, json.dumps(known).encode())
 
 
 @contextlib.contextmanager
 def configured(directory: Path, configuration: Path) -> Iterator[None]:
-    """Let the converter take the base's configuration from what `write_configuration` wrote, where that is.
+    """Let the converter take the base's configuration from what `write_configuration` wrote, where that is,
+    whole, and by the same software.
 
     To read it with transformers imports a good part of that library and of torch, which takes longer than a
     small model's release does otherwise.
     """
-    if not configuration.is_file():
+    hparams = _read_configuration(configuration)
+    if hparams is None:
         yield
         return
     _require(directory / MODEL_SCRIPT)
@@ -76,13 +78,23 @@ def configured(directory: Path, configuration: Path) -> Iterator[None]:
     before = model_base.load_hparams
 
     def known(dir_model: Path, is_mistral_format: bool) -> Any:
-        return json.loads(configuration.read_bytes())
+        return copy.deepcopy(hparams)
 
     model_base.load_hparams = staticmethod(known)
     try:
         yield
     finally:
         model_base.load_hparams = staticmethod(before)
+
+
+def _read_configuration(path: Path) -> dict[str, Any] | None:
+    """None where it has to be made anew."""
+    try:
+        known = json.loads(path.read_bytes())
+        hparams = known["hparams"] if known["versions"] == versions.installed() else None
+    except (FileNotFoundError, *UNDECODABLE, KeyError, TypeError):
+        return None
+    return hparams if isinstance(hparams, dict) else None
 
 
 def stream(
@@ -126,19 +138,27 @@ def stream(
 
 def tensor_names(directory: Path, base: Path, weights: Iterable[str]) -> dict[str, str]:
     """The names that these weights of `base` have in its GGUF, without those that become several tensors or
-    a part of one. Raises ChildFailed (`conversion_failed`)."""
+    a part of one. Computes nothing. Raises ChildFailed (`conversion_failed`)."""
     _require(directory / MODEL_SCRIPT)
     conversion = _conversion(directory)
-    found = {}
+    mapped: dict[str, tuple[str, int]] = {}
     with torch.inference_mode(), _failure_as_error():
         model = _model(conversion, base)
         for weight in weights:
             item = model.filter_tensors((weight, lambda: None))
             # What it raises for a name that it has no one tensor for.
             with contextlib.suppress(ValueError):
-                if item is not None:
-                    found[weight] = str(model.map_tensor_name(item[0]))
-    return found
+                if item is not None and item[0] in model.model_tensors:
+                    elements = math.prod(model.model_tensors[item[0]]().shape)
+                    mapped[weight] = str(model.map_tensor_name(item[0])), elements
+        model.gguf_writer = emitted = _Sizes(model.gguf_writer)
+        model.prepare_tensors()
+    # Some are split by what comes after the names.
+    return {
+        weight: name
+        for weight, (name, elements) in mapped.items()
+        if emitted.elements.get(name) == elements
+    }
 
 
 def _model(conversion: Any, base: Path) -> Any:
@@ -207,6 +227,20 @@ class _Collector:
 def _conversion(directory: Path) -> Any:
     with _importable(directory):
         return importlib.import_module("conversion")
+
+
+class _Sizes:
+    """Stands in for the converter's writer, and asks no tensor for its values."""
+
+    def __init__(self, writer: Any) -> None:
+        self._writer = writer
+        self.elements: dict[str, int] = {}
+
+    def add_tensor(self, name: str, tensor: Any, raw_dtype: Any = None) -> None:
+        self.elements[name] = math.prod(tensor.shape)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._writer, name)
 
 
 @contextlib.contextmanager

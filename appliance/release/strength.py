@@ -1,8 +1,9 @@
 """How much of the adapter is in a finished file, told from its weights.
 
-What is read back from the file, less the base's weights, is what was added and the noise of quantizing. That
-noise knows nothing of the adapter, so over a million weights the slope of the one over the other tells the
-scale that was merged, however coarse the type and however little was trained.
+What is read back from the file, less the base's weights, is what was added and the noise of quantizing. Part
+of that noise goes along with the base (coarse types make everything a little smaller); the rest knows nothing
+of either. So regressed on both, over a million weights, it tells the scale that was merged, however coarse
+the type and however little was trained.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Alone(LoraPair):
     """A pair that puts what it adds in the weight's place, by other operations than the merge."""
 
     def add_to(self, weight: torch.Tensor) -> torch.Tensor:
-        return (self.b.double() @ self.a.double() * self.scaling).float()
+        return self.b.float() @ (self.a.float() * self.scaling)
 
 
 def references(directory: Path, base: Path, pairs: Mapping[str, LoraPair]) -> list[Reference]:
@@ -71,15 +72,23 @@ def measure(path: Path, known: Sequence[Reference]) -> Strength | None:
         found = _read(
             path, header.data_offset + tensor.offset, tensor.ggml_type, reference.base.shape
         )
-        change = (found - reference.base).astype(np.float64)
-        added = reference.added.astype(np.float64)
-        its_square = float((added**2).sum())
-        product += float((change * added).sum())
+        base, added = reference.base.astype(np.float64), reference.added.astype(np.float64)
+        change = found - base
+        own = added - _along(added, base) * base
+        its_square = float((own**2).sum())
+        product += float((change * own).sum())
         square += its_square
-        variance += float(((change - added) ** 2).mean()) * its_square
+        left = change - _along(change, base) * base - _along(change, own) * own
+        variance += float((left**2).mean()) * its_square
     if not square > 0:
         return None
     return Strength(slope=product / square, error=math.sqrt(variance) / square)
+
+
+def _along(values: np.ndarray, other: np.ndarray) -> float:
+    """The slope of `values` over `other`; 0 where there is none."""
+    square = float((other**2).sum())
+    return float((values * other).sum()) / square if square > 0 else 0.0
 
 
 def keeps(found: Strength | None) -> bool:

@@ -93,10 +93,16 @@ class BlobStore:
                 durable.fsync_path(destination)
         durable.fsync_path(destination.parent)
 
-    def share(self, path: Path, digest: str) -> None:
+    def is_sound(self, digest: str) -> bool:
+        """Whether there is a blob of this digest, and it still is what its name says."""
+        path = self._path(digest)
+        return path.is_file() and durable.sha256_of(path) == digest
+
+    def share(self, path: Path, digest: str, *, sound: bool) -> None:
         """Let a file outside the store, whose digest this is, and the blob be the same bytes on the disk.
 
-        Neither is ever written to. Where the file system has no hard links, they are two.
+        Neither is ever written to. A blob that is there is used only if it is `sound`. Where the file system
+        has no hard links, they are two.
         """
         blob = self._path(digest)
         blob.parent.mkdir(exist_ok=True)
@@ -107,12 +113,13 @@ class BlobStore:
                 durable.fsync_path(blob.parent)
                 durable.fsync_path(self._directory)
             except FileExistsError:
-                self._replace_by_blob(path, blob, digest)
+                if sound:
+                    self._replace_by_blob(path, blob)
 
-    def _replace_by_blob(self, path: Path, blob: Path, digest: str) -> None:
-        # A blob is used only if it still is what its name says, and still there.
+    def _replace_by_blob(self, path: Path, blob: Path) -> None:
+        # It may have gone meanwhile.
         with contextlib.suppress(FileNotFoundError):
-            if path.samefile(blob) or durable.sha256_of(blob) != digest:
+            if path.samefile(blob):
                 return
             other = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
             os.link(blob, other)

@@ -119,8 +119,10 @@ class FileStore:
 
         The blob stays while a base model in the catalogue has it among its sources.
         """
+        # Before the lock, which every upload needs: it reads all of a large file.
+        sound = self._blobs.is_sound(digest)
         with self._blob_lock:
-            self._blobs.share(path, digest)
+            self._blobs.share(path, digest, sound=sound)
 
     def delete_unused_blobs(self) -> None:
         """Delete bytes that no file and no base model refers to: a kill came between the row and the blob, or

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from pathlib import Path
 
+from appliance import durable
 from appliance.errors import ConfigurationError
 from appliance.records import ApiKey, BaseModel, Job, JobEvent, Release, StoredFile
 from appliance.store import rows
@@ -54,9 +55,11 @@ class Store:
             self.temporary_directory,
         ):
             directory.mkdir(exist_ok=True)
+            durable.give_to_owner_of_parent(directory)
         self._database = Database(state_dir / "appliance.db")
         blobs = BlobStore(state_dir / "blobs")
-        self.quota = Quota((state_dir / "blobs", self.base_models_directory), quota_bytes)
+        counted = (state_dir / "blobs", self.imports_directory, self.base_models_directory)
+        self.quota = Quota(counted, quota_bytes)
         self.files = FileStore(self._database, blobs, self.quota)
         self.uploads = UploadStore(
             self._database, self.files, blobs, self.quota, state_dir / "uploads"

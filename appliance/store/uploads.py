@@ -13,13 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, func, select, update
 
 from appliance import durable
-from appliance.errors import Busy, InvalidInput, NotFound, TooLarge, WrongState
+from appliance.errors import Busy, InvalidInput, TooLarge, WrongState
 from appliance.records import CheckedRows, StoredFile
-from appliance.store import rows
-from appliance.store.blobs import BlobStore
+from appliance.store import rows, upload_rows
+from appliance.store.blobs import BlobStore, Incoming
 from appliance.store.database import Database
 from appliance.store.files import FileStore
 from appliance.store.joined_files import JoinedFiles
@@ -27,12 +27,10 @@ from appliance.store.quota import Quota
 from appliance.store.tables import upload_parts, uploads
 from appliance.upload_records import Upload, UploadPart, UploadStatus
 
-# OpenAI gives one hour, and takes 8 GB; a model of 40 GB over a slow line takes longer.
-LIFETIME_SECONDS = 24 * 3600
-MAX_PART_BYTES = 64 << 20
+# OpenAI gives one hour for all of 8 GB; here it is one from the last part on, since a model may be larger,
+# and who gave up leaves nothing that could be cancelled.
+LIFETIME_SECONDS = 3600
 MAX_PENDING = 64
-# A part whose answer was lost is sent again, and there is no way to take the first one back.
-_MOST_PARTS_OF_BYTES = 2
 
 
 class UploadStore:
@@ -52,7 +50,9 @@ class UploadStore:
         self._quota = quota
         self._directory = directory
         self._creating = threading.Lock()
+        self._completing: dict[str, threading.Lock] = {}
         directory.mkdir(exist_ok=True)
+        durable.give_to_owner_of_parent(directory)
 
     def create(self, *, filename: str, purpose: str, size_bytes: int) -> Upload:
         """Begin an upload; raises OutOfDisk if there is no room for it, Busy if too many are under way."""
@@ -76,7 +76,7 @@ class UploadStore:
     def get(self, upload_id: str) -> Upload:
         """The upload, or NotFound."""
         with self._database.reading() as connection:
-            return _get(connection, upload_id)
+            return upload_rows.get(connection, upload_id)
 
     def file_of(self, upload: Upload) -> StoredFile | None:
         """What came of it, unless that was deleted since."""
@@ -85,8 +85,8 @@ class UploadStore:
     def add_part(self, upload_id: str, source: BinaryIO) -> UploadPart:
         """Store one part; raises WrongState if the upload has ended, TooLarge beyond what it may hold."""
         with self._database.reading() as connection:
-            _require_pending(_get(connection, upload_id))
-        incoming = self._blobs.receive(source, limit_bytes=MAX_PART_BYTES)
+            upload_rows.require_pending(upload_rows.get(connection, upload_id))
+        incoming = self._receive(source)
         part = UploadPart(
             id=rows.new_id("part_"),
             created_at=int(time.time()),
@@ -100,16 +100,30 @@ class UploadStore:
                 incoming.path.replace(path)
                 durable.fsync_path(path.parent)
             with self._database.transaction() as connection:
-                upload = _get(connection, upload_id)
-                _require_pending(upload)
-                _check_total(connection, upload, part)
+                upload = upload_rows.get(connection, upload_id)
+                upload_rows.require_pending(upload)
+                upload_rows.check_total(connection, upload, part)
                 rows.add(connection, upload_parts, part)
+                later = int(time.time()) + LIFETIME_SECONDS
+                connection.execute(
+                    update(uploads).where(uploads.c.id == upload_id).values(expires_at=later)
+                )
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         finally:
             self._blobs.discard(incoming)
         return part
+
+    def _receive(self, source: BinaryIO) -> Incoming:
+        try:
+            incoming = self._blobs.receive(source, limit_bytes=upload_rows.MAX_PART_BYTES)
+        except TooLarge:
+            raise upload_rows.bad_part(f"more than {upload_rows.MAX_PART_BYTES} bytes") from None
+        if not incoming.bytes:
+            self._blobs.discard(incoming)
+            raise upload_rows.bad_part("none")
+        return incoming
 
     def complete(
         self,
@@ -121,17 +135,31 @@ class UploadStore:
         """Make a file of the parts, in this order; of an upload that is complete already, what came of it.
 
         Raises InvalidInput if they are not what was announced, or `check` refuses the bytes: then the upload
-        is as it was.
+        is as it was. A second call waits for the first.
         """
+        with self._completing.setdefault(upload_id, threading.Lock()):
+            try:
+                return self._complete(upload_id, part_ids, md5, check)
+            finally:
+                # Who waits for it has it already, and finds the upload as it is now.
+                self._completing.pop(upload_id, None)
+
+    def _complete(
+        self,
+        upload_id: str,
+        part_ids: Sequence[str],
+        md5: str | None,
+        check: Callable[[Path], CheckedRows | None],
+    ) -> Upload:
         with self._database.reading() as connection:
-            upload = _get(connection, upload_id)
+            upload = upload_rows.get(connection, upload_id)
             if upload.status is UploadStatus.COMPLETED:
                 return upload
-            _require_pending(upload)
-            paths = [self._path(part) for part in _chosen(connection, upload, part_ids)]
+            upload_rows.require_pending(upload)
+            paths = [self._path(part) for part in upload_rows.chosen(connection, upload, part_ids)]
 
         def end(connection: Connection, file: StoredFile) -> None:
-            _end(connection, upload_id, UploadStatus.COMPLETED, file.id)
+            upload_rows.end(connection, upload_id, UploadStatus.COMPLETED, file.id)
 
         source = JoinedFiles(paths)
         try:
@@ -148,7 +176,7 @@ class UploadStore:
             upload = self.get(upload_id)
             if upload.status is UploadStatus.COMPLETED:
                 return upload
-            _require_pending(upload)
+            upload_rows.require_pending(upload)
             raise
         self._remove(upload_id)
         return self.get(upload_id)
@@ -156,8 +184,8 @@ class UploadStore:
     def cancel(self, upload_id: str) -> Upload:
         """End an upload and forget its parts; raises WrongState if it has ended."""
         with self._database.transaction() as connection:
-            _require_pending(_get(connection, upload_id))
-            _end(connection, upload_id, UploadStatus.CANCELLED)
+            upload_rows.require_pending(upload_rows.get(connection, upload_id))
+            upload_rows.end(connection, upload_id, UploadStatus.CANCELLED)
         self._remove(upload_id)
         return self.get(upload_id)
 
@@ -168,7 +196,8 @@ class UploadStore:
                 pending = select(uploads.c.id).where(uploads.c.status == UploadStatus.PENDING.value)
                 late = pending.where(uploads.c.expires_at <= time.time())
                 for upload_id in connection.scalars(late).all():
-                    _end(connection, upload_id, UploadStatus.EXPIRED)
+                    if upload_id not in self._completing:
+                        upload_rows.end(connection, upload_id, UploadStatus.EXPIRED)
                 known = set(connection.scalars(pending))
             for directory in self._directory.iterdir():
                 if directory.name not in known:
@@ -181,7 +210,13 @@ class UploadStore:
                     uploads.c.status == UploadStatus.PENDING.value
                 )
             ).one()
-            arrived = connection.execute(select(func.sum(upload_parts.c.bytes))).scalar() or 0
+            parts = connection.execute(
+                select(func.sum(upload_parts.c.bytes), uploads.c.bytes)
+                .join(uploads, uploads.c.id == upload_parts.c.upload_id)
+                .group_by(uploads.c.id)
+            )
+            # What was sent twice leaves no more room for the rest.
+            arrived = sum(min(of_parts, announced) for of_parts, announced in parts)
         if pending[0] >= MAX_PENDING:
             raise Busy(
                 "too_many_uploads",
@@ -215,71 +250,3 @@ def _intact(path: Path, source: JoinedFiles, md5: str | None) -> Path:
             next_step="upload it again",
         )
     return path
-
-
-def _chosen(connection: Connection, upload: Upload, part_ids: Sequence[str]) -> list[UploadPart]:
-    query = select(upload_parts).where(upload_parts.c.upload_id == upload.id)
-    known = {row.id: rows.to_record(row, UploadPart) for row in connection.execute(query)}
-    strangers = [part_id for part_id in part_ids if part_id not in known]
-    if strangers or len(set(part_ids)) != len(part_ids):
-        raise InvalidInput(
-            "invalid_parts",
-            f"part_ids should name each part of {upload.id} at most once; "
-            f"{f'{strangers[0]!r} is none' if strangers else 'one is named twice'}",
-            param="part_ids",
-        )
-    chosen = [known[part_id] for part_id in part_ids]
-    total = sum(part.bytes for part in chosen)
-    if total != upload.bytes:
-        raise InvalidInput(
-            "incomplete_upload",
-            f"the parts should have the {upload.bytes} bytes that were announced; they have {total}",
-            param="part_ids",
-            next_step="add what is missing, or begin another upload",
-        )
-    return chosen
-
-
-def _check_total(connection: Connection, upload: Upload, part: UploadPart) -> None:
-    query = select(func.sum(upload_parts.c.bytes)).where(upload_parts.c.upload_id == upload.id)
-    total = (connection.execute(query).scalar() or 0) + part.bytes
-    if part.bytes > upload.bytes or total > _MOST_PARTS_OF_BYTES * upload.bytes:
-        raise TooLarge(
-            "upload_too_large",
-            f"the parts should have the {upload.bytes} bytes that were announced; they would have {total}",
-            param="data",
-            next_step="begin another upload with the right size",
-        )
-
-
-def _get(connection: Connection, upload_id: str) -> Upload:
-    found = rows.find(connection, uploads, Upload, id=upload_id)
-    if found is None:
-        raise NotFound("upload_not_found", f"No such upload: {upload_id!r}", param="upload_id")
-    return found
-
-
-def _require_pending(upload: Upload) -> None:
-    late = upload.expires_at <= time.time()
-    if upload.status is not UploadStatus.PENDING or late:
-        status = UploadStatus.EXPIRED if upload.status is UploadStatus.PENDING else upload.status
-        raise WrongState(
-            "upload_not_pending",
-            f"the upload should be pending; it is {status.value}",
-            param="upload_id",
-            next_step="begin another upload",
-        )
-
-
-def _end(
-    connection: Connection, upload_id: str, status: UploadStatus, file_id: str | None = None
-) -> None:
-    pending = uploads.c.status == UploadStatus.PENDING.value
-    done = connection.execute(
-        update(uploads)
-        .where(uploads.c.id == upload_id, pending)
-        .values(status=status.value, file_id=file_id)
-    )
-    if done.rowcount == 0:
-        _require_pending(_get(connection, upload_id))
-    connection.execute(delete(upload_parts).where(upload_parts.c.upload_id == upload_id))

@@ -62,7 +62,7 @@ def test_one_gguf_becomes_a_model_that_answers(daemon):
     body = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}]}
     answer = ok(daemon.http.post("/v1/chat/completions", json=body))
     assert answer["choices"][0]["message"]["content"] == "tiny:hello"
-    assert kept(daemon) == []
+    wait_for(lambda: not kept(daemon), "the files to go")
     listed = ok(daemon.http.get(PATH))
     assert ([each["id"] for each in listed["data"]], listed["has_more"]) == ([asked["id"]], False)
 
@@ -88,7 +88,7 @@ def test_what_the_import_refuses_is_told(daemon):
     }
     crashed = ended(daemon, ok(ask_for(daemon, [upload(daemon, b"crash")]))["id"])
     assert (crashed["status"], crashed["error"]["code"]) == ("failed", "child_died")
-    assert kept(daemon) == []
+    wait_for(lambda: not kept(daemon), "the files to go")
     # The next one is not held up.
     assert ended(daemon, ok(ask_for(daemon, [upload(daemon)]))["id"])["status"] == "succeeded"
 

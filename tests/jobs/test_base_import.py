@@ -161,7 +161,7 @@ def test_an_import_keeps_within_the_quota(store, run):
     assert leftovers(store) == []
 
 
-def test_cancelled_while_it_is_published_it_is_whole_all_the_same(
+def test_while_it_is_published_it_is_too_late_to_cancel(
     store, settings, selected, ledger, tmp_path, monkeypatch
 ):
     source = tmp_path / "source.gguf"
@@ -181,15 +181,15 @@ def test_cancelled_while_it_is_published_it_is_whole_all_the_same(
             import_base(store, settings, selected, ledger, PROGRAMS, spec, lambda lines: None)
         )
         await asyncio.to_thread(begun.wait, 10)
-        importing.cancel()
-        await asyncio.sleep(0.05)
-        assert not importing.done()
+        for _ in range(3):
+            importing.cancel()
+            await asyncio.sleep(0.02)
+            assert not importing.done()
         go_on.set()
-        with pytest.raises(asyncio.CancelledError):
-            await importing
+        return await importing
 
-    asyncio.run(cancelled_in_the_middle())
-    base = store.catalog.get("tiny")
+    base = asyncio.run(cancelled_in_the_middle())
+    assert store.catalog.get("tiny") == base
     assert base_import._is_whole(store, base)
     assert leftovers(store) == []
 

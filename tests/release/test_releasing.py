@@ -171,11 +171,17 @@ class TestRelease:
         (file,) = release(tmp_path / "without", spec).files
         assert file.sha256 == expected
         known = json.loads(tiny_file.with_name(CONFIGURATION).read_bytes())
-        assert known["num_attention_heads"] == 4
-        known["num_attention_heads"] = 8
+        assert known["hparams"]["num_attention_heads"] == 4
+        known["hparams"]["num_attention_heads"] = 8
         (tmp_path / CONFIGURATION).write_text(json.dumps(known))
         # Queries are permuted by the number of heads.
         assert refusal_of(tmp_path / "other", spec).code == "parity_failed"
+        # What other software made of it, or what is damaged, is made anew.
+        known["versions"]["transformers"] = "4.0"
+        for number, content in enumerate((json.dumps(known), "{", "[]", "{}")):
+            (tmp_path / CONFIGURATION).write_text(content)
+            (file,) = release(tmp_path / f"anew-{number}", spec).files
+            assert file.sha256 == expected
 
     def test_without_adapter_the_base_itself_is_released(
         self, tiny: Path, converter: Path, tmp_path: Path

@@ -75,6 +75,31 @@ def test_the_scale_is_told_through_the_noise_of_the_type(
 
 
 @pytest.mark.usefixtures("dequantizer")
+@pytest.mark.parametrize("kind", ["q8_0", "q4_K", "q2_K"])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_an_adapter_that_goes_along_with_the_base_is_told_apart_from_what_the_type_shrinks(
+    tmp_path: Path, kind: str, sign: int
+) -> None:
+    import numpy as np
+
+    from appliance.release import strength
+    from appliance.release.strength import Reference
+
+    chance = np.random.default_rng(0)
+    low_rank = chance.normal(size=(1024, 8)) @ chance.normal(size=(8, 1024))
+    low_rank /= low_rank.std()
+    base = (chance.normal(size=(1024, 1024)) + 0.3 * low_rank).astype(np.float32)
+    added = (sign * 0.02 * low_rank).astype(np.float32)
+    correlation = float(np.corrcoef(base.ravel(), added.ravel())[0, 1])
+    assert abs(correlation) > 0.25
+    written(tmp_path / "w.gguf", base + added, kind)
+    found = strength.measure(tmp_path / "w.gguf", [Reference("w", base, added)])
+    assert found is not None
+    assert found.slope == pytest.approx(1, abs=0.1)
+    assert strength.keeps(found)
+
+
+@pytest.mark.usefixtures("dequantizer")
 def test_a_base_on_the_grid_of_another_type_swallows_the_adapter_and_that_is_seen(
     tmp_path: Path,
 ) -> None:

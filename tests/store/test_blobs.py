@@ -55,7 +55,7 @@ def test_shared_files_are_the_same_bytes_on_the_disk(blobs, tmp_path):
     first, second = tmp_path / "first", tmp_path / "second"
     for path in (first, second):
         path.write_bytes(CONTENT)
-        blobs.share(path, DIGEST)
+        blobs.share(path, DIGEST, sound=blobs.is_sound(DIGEST))
     assert first.samefile(second)
     assert first.samefile(blobs._path(DIGEST))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["blobs", "first", "second"]
@@ -68,7 +68,7 @@ def test_a_damaged_blob_takes_no_files_place(blobs, tmp_path):
     path.write_bytes(CONTENT)
     keep(blobs)
     blobs._path(DIGEST).write_bytes(b"damaged")
-    blobs.share(path, DIGEST)
+    blobs.share(path, DIGEST, sound=blobs.is_sound(DIGEST))
     assert path.read_bytes() == CONTENT
 
 
@@ -80,12 +80,12 @@ def test_without_hard_links_there_are_two_files(blobs, tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     path = tmp_path / "file"
     path.write_bytes(CONTENT)
-    blobs.share(path, DIGEST)
+    blobs.share(path, DIGEST, sound=blobs.is_sound(DIGEST))
     blobs.link(DIGEST, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == path.read_bytes() == CONTENT
     monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "no")))
     with pytest.raises(OSError, match="no"):
-        blobs.share(path, DIGEST)
+        blobs.share(path, DIGEST, sound=blobs.is_sound(DIGEST))
 
 
 def test_received_bytes_have_no_name_until_kept(blobs, tmp_path):

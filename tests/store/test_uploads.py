@@ -12,7 +12,7 @@ import pytest
 
 from appliance.errors import Busy, InvalidInput, NotFound, OutOfDisk, TooLarge, WrongState
 from appliance.records import CheckedRows
-from appliance.store import uploads
+from appliance.store import upload_rows, uploads
 from appliance.store.store import Store
 from appliance.upload_records import UploadStatus
 
@@ -69,10 +69,11 @@ def test_completing_again_gives_the_same_file(store):
 def test_completing_twice_at_once_gives_one_file(store):
     upload = begin(store, 2)
     parts, found = [add(store, upload, b"a"), add(store, upload, b"b")], []
-    both_check = threading.Barrier(2)
+    checks = []
 
     def check(path):
-        both_check.wait(10)
+        checks.append(path)
+        time.sleep(0.05)
         return CheckedRows(rows=1, longest_row_bytes=1)
 
     threads = [
@@ -85,6 +86,9 @@ def test_completing_twice_at_once_gives_one_file(store):
         thread.join()
     assert len(found) == 2
     assert found[0] == found[1]
+    # The second waited, and copied nothing.
+    assert len(checks) == 1
+    assert store.uploads._completing == {}
     assert len(files(store)) == 1
     assert content_of(store, found[0]) == b"ab"
 
@@ -132,11 +136,18 @@ def test_more_than_was_announced_is_refused_but_for_parts_that_are_sent_again(st
 
 
 def test_a_part_has_a_limit(store, monkeypatch):
-    monkeypatch.setattr(uploads, "MAX_PART_BYTES", 3)
+    monkeypatch.setattr(upload_rows, "MAX_PART_BYTES", 3)
+    monkeypatch.setattr(upload_rows, "MAX_PARTS", 2)
     upload = begin(store, 10)
     add(store, upload, b"abc")
-    with pytest.raises(TooLarge):
-        add(store, upload, b"abcd")
+    for content in (b"abcd", b""):
+        with pytest.raises(TooLarge) as caught:
+            add(store, upload, content)
+        assert (caught.value.code, caught.value.param) == ("invalid_part_size", "data")
+    add(store, upload, b"abc")
+    with pytest.raises(TooLarge) as caught:
+        add(store, upload, b"a")
+    assert caught.value.code == "too_many_parts"
 
 
 def test_what_has_ended_takes_nothing_more(store, state_dir):
@@ -181,9 +192,12 @@ def test_cancelled_while_it_is_completed_gives_no_file(store, state_dir):
 
 
 def test_an_upload_expires_with_its_parts(store, state_dir, monkeypatch):
-    upload = begin(store, 2)
+    upload, now = begin(store, 2), time.time()
+    monkeypatch.setattr(uploads.time, "time", lambda: now + 3000)
+    # Each part gives it more time.
     add(store, upload, b"a")
-    later = time.time() + uploads.LIFETIME_SECONDS + 1
+    assert store.uploads.get(upload.id).expires_at == int(now + 3000) + uploads.LIFETIME_SECONDS
+    later = now + 3000 + uploads.LIFETIME_SECONDS + 1
     monkeypatch.setattr(uploads.time, "time", lambda: later)
     with pytest.raises(WrongState, match="expired"):
         add(store, upload, b"b")
@@ -210,6 +224,19 @@ def test_what_a_kill_left_is_removed_and_an_upload_goes_on_after_a_restart(state
     again.close()
 
 
+def test_one_that_is_being_completed_does_not_expire(store, monkeypatch):
+    upload = begin(store, 1)
+    part, now = add(store, upload, b"a"), time.time()
+
+    def check(path):
+        with monkeypatch.context() as patch:
+            patch.setattr(uploads.time, "time", lambda: now + 2 * uploads.LIFETIME_SECONDS)
+            store.uploads.remove_ended()
+        return CheckedRows(rows=1, longest_row_bytes=1)
+
+    assert complete(store, upload, [part], check=check).status is UploadStatus.COMPLETED
+
+
 def test_room_is_looked_for_before_the_first_byte(store, state_dir, monkeypatch):
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(uploads.shutil, "disk_usage", lambda path: usage(0, 0, 1000))
@@ -218,7 +245,7 @@ def test_room_is_looked_for_before_the_first_byte(store, state_dir, monkeypatch)
         begin(store, 201)
     second = begin(store, 199)
     assert len(left(state_dir)) == 2
-    # What has arrived is no longer free.
+    # What has arrived is no longer free; what arrived twice is no gain.
     part = add(store, second, b"x" * 100)
     monkeypatch.setattr(uploads.shutil, "disk_usage", lambda path: usage(0, 0, 900))
     begin(store, 1)

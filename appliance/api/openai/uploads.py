@@ -15,17 +15,17 @@ from appliance.api.openai.files import FileObject
 from appliance.errors import InvalidInput, TooLarge
 from appliance.settings import Settings
 from appliance.store.store import Store
-from appliance.store.uploads import MAX_PART_BYTES
+from appliance.store.upload_rows import MAX_PART_BYTES, MAX_PARTS
 from appliance.upload_records import Upload, UploadPart
 
-MAX_PARTS = 1 << 14
+MAX_UPLOAD_BYTES = 1 << 50
 MD5 = r"^[0-9a-fA-F]{32}$"
 
 
 class NewUpload(msgspec.Struct, kw_only=True):
     """OpenAI's CreateUploadRequest; `mime_type` is asked for and says nothing here."""
 
-    bytes: Annotated[int, Meta(ge=1)]
+    bytes: Annotated[int, Meta(ge=1, le=MAX_UPLOAD_BYTES)]
     filename: Annotated[str, Meta(min_length=1)]
     mime_type: str
     purpose: str
@@ -85,7 +85,7 @@ class UploadsController(Controller):
 
     @post("/", operation_id="createUpload", status_code=HTTP_200_OK, sync_to_thread=True)
     def create(self, data: NewUpload, store: Store, settings: Settings) -> UploadObject:
-        """Announce a file; its parts follow within a day."""
+        """Announce a file; its parts follow, each within an hour."""
         if data.expires_after is not None:
             files.refuse_expiry(["expires_after"])
         purpose = files.purpose_of(data.purpose)
