@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from appliance import durable, versions
-from appliance.errors import UNDECODABLE, ChildFailed, ConfigurationError
+from appliance.errors import ChildFailed, ConfigurationError
 from appliance.release.adapter import LoraPair
 
 MODEL_SCRIPT = "convert_hf_to_gguf.py"
@@ -92,7 +92,7 @@ def _read_configuration(path: Path) -> dict[str, Any] | None:
     try:
         known = json.loads(path.read_bytes())
         hparams = known["hparams"] if known["versions"] == versions.installed() else None
-    except (FileNotFoundError, *UNDECODABLE, KeyError, TypeError):
+    except (FileNotFoundError, ValueError, RecursionError, KeyError, TypeError):
         return None
     return hparams if isinstance(hparams, dict) else None
 
