@@ -70,6 +70,8 @@ class ImportQueue:
             await self._end(import_id)
         finally:
             self._cancelling.discard(import_id)
+            # If it could not be stored as cancelled, the queue has passed over it.
+            self.wake()
         await asyncio.to_thread(self._remove_files, import_id)
         return wanted
 

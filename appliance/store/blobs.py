@@ -93,10 +93,13 @@ class BlobStore:
                 durable.fsync_path(destination)
         durable.fsync_path(destination.parent)
 
+    def has(self, digest: str) -> bool:
+        """Whether there is a blob of this digest."""
+        return self._path(digest).is_file()
+
     def is_sound(self, digest: str) -> bool:
         """Whether there is a blob of this digest, and it still is what its name says."""
-        path = self._path(digest)
-        return path.is_file() and durable.sha256_of(path) == digest
+        return self.has(digest) and durable.sha256_of(self._path(digest)) == digest
 
     def share(self, path: Path, digest: str, *, sound: bool) -> None:
         """Let a file outside the store, whose digest this is, and the blob be the same bytes on the disk.

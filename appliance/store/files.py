@@ -112,7 +112,7 @@ class FileStore:
 
     def has_content(self, digest: str) -> bool:
         """Whether there is a blob of this digest."""
-        return digest in self._blobs.digests()
+        return self._blobs.has(digest)
 
     def share_content(self, path: Path, digest: str) -> None:
         """Let a base model's file and a blob with the same content be the same bytes on the disk.
